@@ -1,0 +1,100 @@
+"""An output folder that appears whole or not at all."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from compressor.errors import OutputError
+
+REPORT, RECIPE = "report.json", "recipe.yaml"
+
+
+def check_free(output: Path, overwrite: bool) -> None:
+    """Raise OutputError unless the folder may be written. Called before any work is done.
+
+    Only a folder that holds an artifact may be overwritten, so that a slip of the hand deletes nothing else.
+    """
+    if not output.exists():
+        _check_parent(output)
+        return
+    if output.is_dir() and not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError(f"{output} already exists", hint="--overwrite, or another --output")
+    if not (output / REPORT).exists():
+        raise OutputError(
+            f"{output} is not an artifact of Compressor, so it is not overwritten",
+            found=", ".join(sorted(path.name for path in output.iterdir())[:6]) if output.is_dir() else "a file",
+            hint="another --output",
+        )
+
+
+@contextmanager
+def staged(output: Path, overwrite: bool) -> Iterator[Path]:
+    """A folder beside `output` to write into; renamed to `output` at the end, deleted when anything fails.
+
+    A killed process leaves only a hidden `.NAME.partial-PID`, which the next run with the same output removes.
+    """
+    check_free(output, overwrite)
+    _sweep(output)
+    staging = output.parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        _swap(staging, output)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(
+                f"the disk is full while writing {output}", found="nothing was left behind", hint="another --output"
+            ) from None
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def folder_size(folder: Path, pattern: str = "*") -> int:
+    """Bytes of the files in a folder that match a glob."""
+    return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
+
+
+def _check_parent(output: Path) -> None:
+    parent = next(parent for parent in output.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"cannot write into {parent}", hint="another --output")
+
+
+def _swap(staging: Path, output: Path) -> None:
+    old = output.parent / f".{output.name}.partial-{os.getpid()}-old"
+    if output.exists():
+        output.rename(old)
+    try:
+        staging.rename(output)
+    except OSError:
+        if old.exists():
+            old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(output: Path) -> None:
+    """Remove what killed runs left, unless the process that wrote it still lives."""
+    for path in output.parent.glob(f".{output.name}.partial-*"):
+        pid = path.name.split("partial-")[1].split("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            if path.name.endswith("-old") and not output.exists():
+                path.rename(output)  # killed between the two renames: the old artifact comes back
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,190 @@
+"""Statistics of what each site sees, segment after segment of the graph, each on the outputs of the pruned ones before.
+
+A segment is the run of nodes that ends with the last site of a block (`transformer.h.3`). Every calibration batch is
+run through a segment once to gather statistics; the caller then rewrites the segment's weights; every batch is run
+through it once more, with the new weights, to make the next segment's inputs. At any time the statistics of one
+segment and the live values at one cut are held, whatever the model's depth.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from compressor.graph import Feeds, Graph
+from compressor.progress import Progress
+from compressor.sites import WeightSite
+
+ROWS_PER_COLUMN = 64
+"""Rows sampled per column of a convolution. Neighbouring positions of an image repeat each other; past 64 rows a
+column the solution no longer changes, and gathering every position would be most of the run time."""
+
+Values = dict[fx.Node, Any]
+
+
+@dataclass
+class Statistics:
+    """The Gram matrices of one site's inputs: H (groups, d, d) float32, summed over n rows."""
+
+    H: Tensor
+    n: int = 0
+
+    def add(self, X: Tensor) -> None:
+        """Add rows X (groups, n, d)."""
+        for H, X_group in zip(self.H, X.float(), strict=True):
+            H.addmm_(X_group.T, X_group)
+        self.n += X.shape[1]
+
+    def mean(self) -> Tensor:
+        """X^T X / n as (groups, d, d)."""
+        return self.H / max(self.n, 1)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of nodes, the sites to rewrite once it has been seen, and the values that later segments read."""
+
+    nodes: tuple[fx.Node, ...]
+    sites: tuple[WeightSite, ...]
+    live: frozenset[fx.Node]
+
+
+def block_of(name: str) -> str:
+    """The repeated block a parameter belongs to: its name up to the first number.
+
+    `transformer.h.3.mlp.c_fc.weight` -> `transformer.h.3`; a name without a number is a block of its own.
+    """
+    parts = name.split(".")
+    first = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+    return ".".join(parts[: first + 1])
+
+
+def segments(graph: Graph, sites: Sequence[WeightSite]) -> list[Segment]:
+    """The graph cut after each block's last site; nodes that no site depends on are left out.
+
+    A weight with several consumers is never cut apart: its statistics are the sum over all of them.
+    """
+    if not sites:
+        return []
+    index = {node: position for position, node in enumerate(graph.module.graph.nodes)}
+    uses = sorted(((index[use.node], site) for site in sites for use in site.uses), key=lambda use: use[0])
+    spans = [(min(at), max(at)) for at in ([index[use.node] for use in site.uses] for site in sites)]
+    cuts = [
+        here
+        for (here, site), (_, following) in pairwise(uses)
+        if block_of(site.name) != block_of(following.name)
+        and not any(first <= here < last for first, last in spans)
+    ]
+    bounds = [-1, *cuts, uses[-1][0]]
+    needed = _ancestors(use.activation for site in sites for use in site.uses)
+    order = [node for node in graph.module.graph.nodes if node in needed]
+    last_read = {node: max((index[user] for user in node.users if user in needed), default=-1) for node in order}
+    return [
+        Segment(
+            nodes=tuple(node for node in order if start < index[node] <= end),
+            sites=tuple(dict.fromkeys(site for at, site in uses if start < at <= end)),
+            live=frozenset(node for node in order if index[node] <= end < last_read[node]),
+        )
+        for start, end in pairwise(bounds)
+    ]
+
+
+def calibrate(graph: Graph, sites: Sequence[WeightSite], batches: Sequence[Feeds], *, seed: int,
+              progress: Progress) -> Iterator[tuple[Segment, dict[WeightSite, Statistics]]]:
+    """Yield each segment with its sites' statistics; write the sites' weights before asking for the next.
+
+    batches: inputs by name. seed: chooses the positions sampled from convolutions' inputs.
+    """
+    parts = segments(graph, sites)
+    machine = _Machine(graph.module)
+    generator = torch.Generator().manual_seed(seed)
+    placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
+    values: list[Values] = [
+        {node: batch[port.name] for node, port in zip(placeholders, graph.inputs, strict=True)} for batch in batches
+    ]
+    with progress.task("calibrating", total=2 * len(parts) * len(batches)) as step:
+        for number, part in enumerate(parts):
+            statistics = _empty_statistics(part.sites)
+            watched = {use.activation for site in part.sites for use in site.uses}
+            for batch in values:
+                seen = machine.run_nodes(part, batch, keep=part.live | watched)
+                _gather(statistics, seen | batch, len(batches), generator)
+                step()
+            yield part, statistics
+            if number == len(parts) - 1:
+                return
+            for position, batch in enumerate(values):
+                seen = machine.run_nodes(part, batch, keep=part.live)
+                values[position] = {node: value for node, value in (batch | seen).items() if node in part.live}
+                step()
+
+
+class _Machine(fx.Interpreter):
+    """Runs a few nodes of a graph on given values."""
+
+    def __init__(self, module: fx.GraphModule):
+        super().__init__(module, garbage_collect_values=False)
+
+    def run_nodes(self, part: Segment, given: Values, keep: Iterable[fx.Node]) -> Values:
+        """The values of `keep` among the segment's nodes; every other value is freed after its last reader."""
+        keep = set(keep)
+        frees = _last_readers(part.nodes, keep)
+        self.env = dict(given)
+        with torch.no_grad():
+            for node in part.nodes:
+                if node not in self.env:
+                    self.env[node] = self.run_node(node)
+                for dead in frees.get(node, ()):
+                    del self.env[dead]
+        made, self.env = self.env, {}
+        return {node: made[node] for node in part.nodes if node in keep}
+
+
+def _last_readers(nodes: tuple[fx.Node, ...], keep: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    last = {source: node for node in nodes for source in (node, *node.all_input_nodes)}
+    inside = set(nodes)
+    frees: dict[fx.Node, list[fx.Node]] = {}
+    for source, node in last.items():
+        if source in inside and source not in keep:
+            frees.setdefault(node, []).append(source)
+    return frees
+
+
+def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    found, waiting = set(), list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def _empty_statistics(sites: Iterable[WeightSite]) -> dict[WeightSite, Statistics]:
+    """One Statistics per distinct input: q, k and v, which read the same activation, share theirs."""
+    shared: dict[Any, Statistics] = {}
+    result = {}
+    for site in sites:
+        key = site if site.layout == "kernel" else tuple(use.activation for use in site.uses)
+        if key not in shared:
+            shared[key] = Statistics(torch.zeros(site.groups, site.d, site.d, device=site.weight.device))
+        result[site] = shared[key]
+    return result
+
+
+def _gather(statistics: dict[WeightSite, Statistics], values: Values, n_batches: int, generator: torch.Generator) -> None:
+    done = set()
+    for site, statistic in statistics.items():
+        if id(statistic) in done:
+            continue
+        done.add(id(statistic))
+        for use in site.uses:
+            x = values[use.activation]
+            positions = None
+            if site.layout == "kernel":
+                quota = ROWS_PER_COLUMN * site.d // n_batches + 1
+                positions = torch.randperm(site.n_positions(use, x), generator=generator)[:quota].to(x.device)
+            statistic.add(site.columns(use, x, positions))

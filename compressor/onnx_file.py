@@ -1,0 +1,198 @@
+"""Graph to ONNX and back to weight sites: the deployment-level graph every ONNX backend shares.
+
+Each node that contracts a site's weight is stamped with the site's name before optimization; the stamp travels in the
+written file, so the file itself tells which of its weights is which site, and on which axis the runtime reads it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from compressor.errors import BackendError
+from compressor.graph import Graph
+
+SITE = "compressor.site"
+MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
+OPSET = 20
+
+_CONTRACTIONS = ("MatMul", "Gemm", "Conv")
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A node that contracts a stored weight.
+
+    site: the weight's name. weight: the values. axis: the contracted one, as the node's operator defines it.
+    """
+
+    site: str
+    op: str
+    weight: ir.TensorProtocol
+    axis: int
+
+    def along_last(self) -> np.ndarray:
+        """The weight with its contracted axis moved last."""
+        return np.moveaxis(self.weight.numpy(), self.axis, -1)
+
+
+def to_onnx(graph: Graph) -> ir.Model:
+    """The graph as ONNX, optimized, with names, symbols and stamps of our own and no trace of this machine."""
+    with _quiet_exporter(), sdpa_kernel(SDPBackend.MATH):
+        program = torch.onnx.export(
+            graph.program(),
+            input_names=[port.name for port in graph.inputs],
+            output_names=[port.name for port in graph.outputs],
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+            dynamo=True,
+        )
+        assert program is not None
+        model = program.model
+        _stamp(model, {site.name for site in graph.sites})
+        program.optimize()
+    _name_weights(model)
+    _name_symbols(model, graph)
+    _forget_this_machine(model)
+    return model
+
+
+def save(model: ir.Model, folder: Path) -> None:
+    """Write `model.onnx` and, beside it, every weight in `model.onnx.data`, whatever the size."""
+    ir.save(model, str(folder / MODEL_FILE), external_data=DATA_FILE, size_threshold_bytes=0)
+    # Loaders that name both files expect both, though a model may hold no weight at all.
+    (folder / DATA_FILE).touch()
+
+
+def read(path: Path) -> ir.Model:
+    """An ONNX file, weights left on disk until read. Raises BackendError when it cannot be parsed."""
+    try:
+        return ir.load(str(path))
+    except Exception as error:
+        raise BackendError(f"cannot read {path.name} as ONNX", found=str(error).splitlines()[0]) from error
+
+
+def contractions(model: ir.Model) -> Iterator[Contraction]:
+    """Every node that contracts a stored weight, in graph order, with the axis its operator contracts.
+
+    Conv: weight axis 1. Gemm: B axis 1 if transB else 0. MatMul: B axis -2, or A axis -1 when the weight is A.
+    A weight behind a Transpose is read through it.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type in _CONTRACTIONS and node.domain == "":
+            yield from _contraction(node)
+
+
+def _contraction(node: ir.Node) -> Iterator[Contraction]:
+    for position, axis in _weight_axes(node):
+        value = node.inputs[position]
+        value, axis = _through_transpose(value, axis)
+        if value is not None and value.const_value is not None and len(value.const_value.shape) >= 2:
+            name = node.metadata_props.get(SITE) or value.name or ""
+            yield Contraction(name, node.op_type, value.const_value, axis)
+            return
+
+
+def _weight_axes(node: ir.Node) -> list[tuple[int, int]]:
+    """(input position, contracted axis) pairs to look for a stored weight at, the usual place first."""
+    if node.op_type == "Conv":
+        return [(1, 1)]
+    if node.op_type == "MatMul":
+        return [(1, -2), (0, -1)]
+    transposed = {name: bool(node.attributes.get_int(name, 0)) for name in ("transA", "transB")}
+    return [(1, 1 if transposed["transB"] else 0), (0, 0 if transposed["transA"] else 1)]
+
+
+def _through_transpose(value: ir.Value | None, axis: int) -> tuple[ir.Value | None, int]:
+    producer = value.producer() if value is not None else None
+    if producer is None or producer.op_type != "Transpose" or value is None:
+        return value, axis
+    source = producer.inputs[0]
+    rank = len(source.shape) if source is not None and source.shape is not None else 2
+    permutation = producer.attributes.get_ints("perm", tuple(reversed(range(rank))))
+    return source, permutation[axis]
+
+
+# *** on the way out ***
+
+
+def _stamp(model: ir.Model, names: set[str]) -> None:
+    """Write each site's name on the nodes that contract it, while weights still carry their own names."""
+    for node in model.graph.all_nodes():
+        if node.op_type not in _CONTRACTIONS:
+            continue
+        for position, axis in _weight_axes(node):
+            value, _ = _through_transpose(node.inputs[position], axis)
+            if value is not None and value.name in names:
+                node.metadata_props[SITE] = value.name
+
+
+def _name_weights(model: ir.Model) -> None:
+    """Give a folded copy of a site's weight (`val_680`) the site's name back, when no other weight has it."""
+    for node in model.graph.all_nodes():
+        site = node.metadata_props.get(SITE)
+        if site is None and node.op_type == "Conv" and node.inputs[1] is not None:
+            # Folding a BatchNorm makes a new Conv node around the old weight name.
+            site = node.inputs[1].name
+            node.metadata_props[SITE] = site or ""
+        for value in node.inputs:
+            is_copy = value is not None and value.is_initializer() and (value.name or "").startswith("val_")
+            if site and is_copy and len(value.const_value.shape) >= 2 and site not in model.graph.initializers:
+                value.name = site
+
+
+def _name_symbols(model: ir.Model, graph: Graph) -> None:
+    """Call dynamic axes `batch` and `sequence` where torch says s27 and s70."""
+    names: dict[str, str] = {}
+    ports = {port.name: port for port in (*graph.inputs, *graph.outputs)}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        port = ports.get(value.name or "")
+        if port is None or value.shape is None:
+            continue
+        for axis, symbol in port.dynamic.items():
+            names.setdefault(str(value.shape[axis]), symbol)
+            value.shape[axis] = symbol
+    for node in model.graph.all_nodes():
+        for output in node.outputs:
+            if output.shape is None:
+                continue
+            for axis, size in enumerate(output.shape):
+                if not isinstance(size, int) and str(size) in names:
+                    output.shape[axis] = names[str(size)]
+
+
+def _forget_this_machine(model: ir.Model) -> None:
+    """Drop stack traces and object reprs: they hold paths, and bytes that differ from run to run."""
+    for node in model.graph.all_nodes():
+        kept = {key: text for key, text in node.metadata_props.items() if key == SITE}
+        node.metadata_props.clear()
+        node.metadata_props.update(kept)
+        node.doc_string = None
+    for value in model.graph.initializers.values():
+        value.metadata_props.clear()
+    model.metadata_props.clear()
+    model.doc_string = None
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """torch.onnx prints and warns about packages we do not use; its errors still come through."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,48 @@
+"""Parity: the same weights in two runtimes on the same inputs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.graph import Feeds, Run
+
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest difference, relative to the largest value of the reference output. A forward pass sums over hundreds of
+values some dozens of times, so each is about a hundred times the rounding of one operation (1e-6, 1e-3, 1e-2), less
+for half precision, whose kernels sum in single."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a runtime is from torch, and how far it may be.
+
+    difference: largest over outputs and inputs, relative to the output's largest value.
+    same_tokens: whether greedy generation gives identical tokens (None where the task has none).
+    tokens: how many were compared.
+    """
+
+    difference: float
+    tolerance: float
+    workloads: tuple[str, ...]
+    same_tokens: bool | None = None
+    tokens: int = 0
+
+    def __bool__(self) -> bool:
+        return self.difference <= self.tolerance and self.same_tokens is not False
+
+
+def difference(reference: Run, other: Run, feeds: Feeds) -> float:
+    """Largest relative difference over all outputs of one call; infinite when one has NaN where the other has not."""
+    expected, found = reference(feeds), other(feeds)
+    return max(_relative(expected[name], found[name]) for name in expected)
+
+
+def _relative(expected: Tensor, found: Tensor) -> float:
+    if expected.shape != found.shape:
+        return float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    expected, found = expected.double(), found.double()
+    gap = (expected - found).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+    return float("inf") if gap.isnan() else gap.item()

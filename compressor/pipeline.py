@@ -1,0 +1,167 @@
+"""What a pass is, and how a list of them runs.
+
+A pass is a frozen dataclass: its fields are its options, its `str()` parses back, and it keeps no state. `run` changes
+the graph and returns one row per site it was asked about; `ensures` re-reads the graph and trusts nothing. Between
+passes anything may hold; after each, the graph verifies.
+"""
+
+import dataclasses
+import difflib
+import fnmatch
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from compressor.graph import Feeds, Graph
+from compressor.progress import Progress, Quiet
+from compressor.registry import load
+from compressor.sites import WeightSite
+from compressor.spec import build, format_spec, parse_specs
+
+Status = Literal["changed", "left", "refused"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one site.
+
+    status: "changed"; "left" dense because the request did not name it; or "refused" though it was named.
+    reason: why it was left or refused; empty when changed.
+    numbers: figures of the change, by name (`sparsity`, `relative_error`).
+    """
+
+    site: str
+    status: Status
+    reason: str = ""
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One pass's rows, and how long it took in seconds."""
+
+    rows: tuple[Row, ...]
+    seconds: float = 0.0
+
+    def of(self, status: Status) -> list[Row]:
+        return [row for row in self.rows if row.status == status]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a pass may use besides the graph: calibration batches (inputs by name), the seed, a progress display."""
+
+    calibration: Callable[[int], Sequence[Feeds]] = lambda n: []
+    seed: int = 0
+    progress: Progress = field(default_factory=Quiet)
+
+
+class Pass(Protocol):
+    """One transformation. Implementations are frozen dataclasses registered under `name`."""
+
+    name: ClassVar[str]
+
+    def plan(self, graph: Graph) -> list[Row]:
+        """What `run` would do to each site, touching no weight."""
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        """Change the graph."""
+
+    def ensures(self, graph: Graph, outcome: Outcome) -> None:
+        """Raise InternalError unless every row marked "changed" is true of the graph as it now stands."""
+
+
+Observer = Callable[[int, str, Graph], None]  # (stage number, its name, the graph after it)
+
+
+def run_pipeline(graph: Graph, passes: Iterable[Pass], context: Context, observers: Sequence[Observer] = ()) -> list[Outcome]:
+    """Run each pass, verify the graph, check what the pass promised, then call the observers."""
+    graph.verify()
+    for observe in observers:
+        observe(0, "input", graph)
+    outcomes = []
+    for number, one in enumerate(passes, start=1):
+        start = time.perf_counter()
+        outcome = one.run(graph, context)
+        graph.verify()
+        one.ensures(graph, outcome)
+        outcomes.append(dataclasses.replace(outcome, seconds=time.perf_counter() - start))
+        for observe in observers:
+            observe(number, one.name, graph)
+    return outcomes
+
+
+def parse_pass(text: str) -> Pass:
+    """`sparsify{pattern=2:4}` -> the pass. Raises RecipeError."""
+    [(name, options)] = parse_specs(text)
+    return make_pass(name, options)
+
+
+def make_pass(name: str, options: dict[str, Any]) -> Pass:
+    """The registered pass of that name with these options. Raises RecipeError."""
+    return build(load("passes", name), options, name)
+
+
+def format_pass(one: Pass) -> str:
+    """`sparsify{pattern=2:4,...}`, which `parse_pass` reads back."""
+    return format_spec(one.name, one)
+
+
+def choose(sites: Iterable[WeightSite], targets: Sequence[str], ignore: Sequence[str]) -> tuple[list[WeightSite], list[Row]]:
+    """Sites that the globs name, and a row "left" for each of the others.
+
+    The stem, the head and weights tied to an embedding are left dense unless a glob other than `*` names them.
+    """
+    named, rows = [], []
+    for site in sites:
+        reason = _why_left(site, targets, ignore)
+        if reason:
+            rows.append(Row(site.name, "left", reason))
+        else:
+            named.append(site)
+    return named, rows
+
+
+_LEFT = {
+    "stem": "the stem reads the input: dense unless named by --targets",
+    "head": "the head makes the scored output: dense unless named by --targets",
+    "tied": "tied to an embedding: dense unless named by --targets",
+}
+
+
+def _why_left(site: WeightSite, targets: Sequence[str], ignore: Sequence[str]) -> str:
+    if any(fnmatch.fnmatchcase(site.name, glob) for glob in ignore):
+        return "ignored by request"
+    matching = [glob for glob in targets if fnmatch.fnmatchcase(site.name, glob)]
+    if not matching:
+        return "not among the targets"
+    return _LEFT.get(site.role, "") if matching == ["*"] else ""
+
+
+def dump_graphs(folder: Path) -> Observer:
+    """An observer that writes `00-input.txt`, `01-sparsify.txt`, `01-sparsify.diff`, ... into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before: list[str] = []
+
+    def observe(number: int, name: str, graph: Graph) -> None:
+        text = _described(graph)
+        (folder / f"{number:02d}-{name}.txt").write_text("\n".join(text) + "\n")
+        if number:
+            changes = difflib.unified_diff(before, text, "before", "after", lineterm="", n=1)
+            (folder / f"{number:02d}-{name}.diff").write_text("\n".join(changes) + "\n")
+        before[:] = text
+
+    return observe
+
+
+def _described(graph: Graph) -> list[str]:
+    sites = [
+        f"# {site.name} {list(site.shape)} {site.op} axis={site.axis} zeros={_zeros(site):.1%}" for site in graph.sites
+    ]
+    return [*graph.text().splitlines(), *sites]
+
+
+def _zeros(site: WeightSite) -> float:
+    return (site.weight == 0).float().mean().item()

@@ -1,0 +1,66 @@
+"""Progress of long work: a bar in a terminal, silence in a pipe."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Where long work says how far it is."""
+
+    def task(self, label: str, total: int) -> "_Task":
+        """A context manager that gives a function to call after each of `total` steps."""
+
+    def say(self, text: str) -> None:
+        """One line about what happens now."""
+
+
+class _Task(Protocol):
+    def __enter__(self) -> Callable[[], None]: ...
+    def __exit__(self, *args: object) -> bool | None: ...
+
+
+class Quiet:
+    """Says nothing."""
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+    def say(self, text: str) -> None:
+        return None
+
+
+class Terminal:
+    """A bar with the time left, on standard error, gone when the task ends."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Callable[[], None]]:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task(label, total=total)
+            yield lambda: bar.advance(task)
+
+    def say(self, text: str) -> None:
+        self._console.print(f"[dim]{text}[/dim]", highlight=False)
+
+
+def choose(quiet: bool = False) -> Progress:
+    """A bar when a person is watching standard error, else silence."""
+    return Terminal() if sys.stderr.isatty() and not quiet else Quiet()

@@ -1,0 +1,131 @@
+"""A recipe: everything that changes the result, and nothing else.
+
+    model | pass{...} | pass{...} | backend{...}
+
+is its one-line form, as text and back; YAML holds the same with every default written out.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compressor.errors import RecipeError
+from compressor.pipeline import Pass, format_pass, make_pass
+from compressor.registry import unknown
+from compressor.spec import build, format_spec, parse_specs
+
+DTYPES = ("float32", "float16")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {"method": "wanda", "refit": 5, "samples": 64},
+    "default": {"method": "sparsegpt", "refit": 10, "samples": 128},
+    "best": {"method": "sparsegpt", "refit": 25, "samples": 512},
+}
+"""One word for the options of `sparsify`; options given beside it win."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is done to which model, checked on which data, and built for which runtime.
+
+    model: a hub id, a local folder, a zoo name, `module:function` or `file.py:function`.
+    passes: the pipeline, in order.
+    backend, dtype: what is built.
+    data: where calibration and evaluation samples come from; None takes the task's default.
+    window: tokens per text sample, at most the model's context.
+    samples: how many held-out samples are scored.
+    max_drop: how much worse the artifact's score may be than the dense model's: percent of the perplexity, or
+        percentage points of top-1; None accepts any.
+    allow_partial: whether sites that were named but refused leave the verdict alone.
+    seed: chooses sampled positions and masked tokens.
+    """
+
+    model: str
+    passes: tuple[Pass, ...] = ()
+    backend: str = "onnxruntime"
+    dtype: str = "float32"
+    data: str | None = None
+    window: int = 256
+    samples: int = 128
+    max_drop: float | None = None
+    allow_partial: bool = False
+    seed: int = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backend == "ort":
+            object.__setattr__(self, "backend", "onnxruntime")
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        if self.window < 2 or self.samples < 1:
+            raise RecipeError("window must be at least 2 and samples at least 1")
+        if self.max_drop is not None and self.max_drop < 0:
+            raise RecipeError(f"max_drop cannot be {self.max_drop}", hint="--max-drop 1% allows a score one percent worse")
+
+    def __str__(self) -> str:
+        return " | ".join([format_spec("export", _Settings.of(self)), *map(format_pass, self.passes)])
+
+    @staticmethod
+    def parse(text: str) -> "Recipe":
+        """The recipe that prints as this text. Raises RecipeError."""
+        (name, settings), *passes = parse_specs(text)
+        if name != "export":
+            raise RecipeError(f"a recipe begins with export{{...}}, not {name!r}", hint="export{model=gpt2} | sparsify{...}")
+        return _assemble(settings, [make_pass(name, options) for name, options in passes])
+
+    def to_yaml(self) -> str:
+        """The recipe with every default written out."""
+        passes = [{"pass": one.name, **_plain(one)} for one in self.passes]
+        return yaml.safe_dump({**_plain(_Settings.of(self)), "passes": passes}, sort_keys=False)
+
+    @staticmethod
+    def from_yaml(text: str) -> "Recipe":
+        """The recipe that a YAML text holds. Unknown keys name the nearest known one. Raises RecipeError."""
+        try:
+            loaded = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError("the recipe is not YAML", found=" ".join(str(error).split())) from None
+        if not isinstance(loaded, dict):
+            raise RecipeError("a recipe is a mapping", found=type(loaded).__name__, hint="model: gpt2")
+        settings = {key: value for key, value in loaded.items() if key != "passes"}
+        return _assemble(settings, [_pass_from(entry) for entry in loaded.get("passes") or []])
+
+    @staticmethod
+    def read(path: Path) -> "Recipe":
+        """The recipe in a YAML file, or of an artifact's folder. Raises RecipeError."""
+        path = path / "recipe.yaml" if path.is_dir() else path
+        if not path.exists():
+            raise RecipeError(f"cannot find the recipe {path}", hint="a recipe.yaml, or the folder of an artifact")
+        return Recipe.from_yaml(path.read_text())
+
+
+# Everything but the passes: what `export{...}` and the top level of the YAML hold.
+_Settings: Any = dataclasses.make_dataclass(
+    "_Settings",
+    [(f.name, f.type, dataclasses.field(default=f.default)) for f in dataclasses.fields(Recipe) if f.name != "passes"],
+    frozen=True,
+    namespace={"of": classmethod(lambda cls, recipe: cls(*(getattr(recipe, f.name) for f in dataclasses.fields(cls))))},
+)
+
+
+def _assemble(settings: Mapping[str, Any], passes: list[Pass]) -> Recipe:
+    checked = build(_Settings, settings, "recipe")
+    return Recipe(passes=tuple(passes), **{f.name: getattr(checked, f.name) for f in dataclasses.fields(checked)})
+
+
+def _pass_from(entry: Any) -> Pass:
+    if isinstance(entry, str):
+        [(name, options)] = parse_specs(entry)
+        return make_pass(name, options)
+    if not isinstance(entry, dict) or "pass" not in entry:
+        raise RecipeError(f"a pass in a recipe cannot be {entry!r}", hint="- pass: sparsify\n    pattern: '2:4'")
+    return make_pass(entry["pass"], {key: value for key, value in entry.items() if key != "pass"})
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -1,0 +1,348 @@
+"""Weight sites: each weight of a graph as its consumers contract it.
+
+A contraction is read from the ATen operator, never from a module's class, so `nn.Linear`, GPT-2's `Conv1D` and a
+custom module that multiplies by a parameter all look alike. The cases:
+
+    linear(x, W)                  W is (m, d)                       contracted axis 1
+    addmm(b, x, W), x @ W         W is (d, m)                       contracted axis 0
+    x @ W.T                       W is (m, d)                       contracted axis 1
+    conv1d / conv2d(x, W)         W is (m, C_in / groups, *kernel)  contracted axis 1, at each kernel position
+
+As a matrix, a convolution's columns are ordered (kernel, C_in), so groups of M neighbours lie along C_in: the axis a
+sparse kernel reads.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+
+Layout = Literal["rows", "columns", "kernel"]
+Role = Literal["", "stem", "head", "tied"]
+
+_CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv1d.padding: 1, aten.conv2d.padding: 2}
+_MATMULS = (aten.mm.default, aten.matmul.default)
+_TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default)
+_ALIASES = (aten.detach.default, aten.alias.default, aten.contiguous.default, aten.dropout.default)
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One consumer of a weight: the node that contracts it, and the activation it is contracted with."""
+
+    node: fx.Node
+    activation: fx.Node
+
+
+@dataclass(frozen=True, eq=False)
+class WeightSite:
+    """One weight as its consumers contract it.
+
+    name: the parameter's qualified name. op: the ATen operator. weight: the parameter itself.
+    layout: "rows" (m, d), "columns" (d, m) or "kernel" (m, d / groups, *kernel).
+    role: why it is left dense unless named ("stem", "head", "tied"), or "".
+    other_users: what else reads the same tensor (an embedding lookup), by operator name.
+    conflict: why no pass may write it, or "".
+    """
+
+    name: str
+    op: str
+    weight: Tensor
+    layout: Layout
+    uses: tuple[Use, ...]
+    groups: int = 1
+    role: Role = ""
+    other_users: tuple[str, ...] = ()
+    conflict: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape)
+
+    @property
+    def axis(self) -> int:
+        """The contracted axis of the stored tensor."""
+        return 0 if self.layout == "columns" else 1
+
+    @property
+    def K(self) -> int:
+        """Length of the contracted axis (C_in / groups for a convolution)."""
+        return self.weight.shape[self.axis]
+
+    @property
+    def d(self) -> int:
+        """Columns of the matrix: K times the kernel positions."""
+        return self.weight[0].numel() if self.layout == "kernel" else self.K
+
+    @property
+    def m(self) -> int:
+        """Rows of the matrix, over all groups: the outputs."""
+        return self.weight.shape[1] if self.layout == "columns" else self.weight.shape[0]
+
+    def matrix(self) -> Tensor:
+        """A float32 copy as (groups, m / groups, d), columns ordered (kernel, C_in)."""
+        W = self.weight.detach()
+        if self.layout == "columns":
+            W = W.T
+        elif self.layout == "kernel":
+            W = W.movedim(1, -1).reshape(self.m, self.d)  # (m, kernel * C_in)
+        return W.reshape(self.groups, self.m // self.groups, self.d).to(torch.float32, copy=True).contiguous()
+
+    def write(self, W: Tensor) -> None:
+        """Store a matrix (groups, m / groups, d) in the weight, in place: every alias sees it."""
+        W = W.reshape(self.m, self.d)
+        if self.layout == "columns":
+            W = W.T
+        elif self.layout == "kernel":
+            W = W.reshape(self.m, *self.weight.shape[2:], self.K).movedim(-1, 1)
+        with torch.no_grad():
+            self.weight.copy_(W)
+
+    def columns(self, use: Use, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The activation as the rows the matrix multiplies: (groups, n, d), ordered as `matrix`.
+
+        positions: for a convolution, the flat (image, row, column) output positions to take; all when None.
+        """
+        if self.layout != "kernel":
+            return x.reshape(1, -1, self.d)
+        patches = _patches(self.weight, *_conv_arguments(use.node), x, positions)  # (n, kernel, C)
+        n, kernel, _ = patches.shape
+        return patches.reshape(n, kernel, self.groups, self.K).permute(2, 0, 1, 3).reshape(self.groups, n, self.d)
+
+    def n_positions(self, use: Use, x: Tensor) -> int:
+        """How many rows `columns` has when every position is taken."""
+        if self.layout != "kernel":
+            return x.numel() // self.d
+        stride, padding, dilation = _conv_arguments(use.node)
+        return x.shape[0] * math.prod(_output_size(x, self.weight, stride, padding, dilation))
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A weight of two or more axes that is no site, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    reason: str
+
+
+# *** finding ***
+
+
+@dataclass
+class _Found:
+    name: str
+    op: str
+    layout: Layout
+    groups: int
+    uses: list[Use] = field(default_factory=list)
+    layouts: set[tuple[Layout, int]] = field(default_factory=set)
+
+
+def find_sites(module: fx.GraphModule) -> list[WeightSite]:
+    """Every weight the graph contracts, in order of first use; one site per tensor, however many consumers."""
+    found: dict[int, _Found] = {}
+    for node in module.graph.nodes:
+        match = _contraction(node)
+        if match is None:
+            continue
+        weight_node, activation, layout, groups = match
+        site = found.setdefault(
+            id(_tensor(module, weight_node)),
+            _Found(str(weight_node.target), str(node.target).removeprefix("aten."), layout, groups),
+        )
+        site.uses.append(Use(node, activation))
+        site.layouts.add((layout, groups))
+    roles = _roles(module, found)
+    return [_site(module, key, one, roles) for key, one in found.items()]
+
+
+def _site(module: fx.GraphModule, key: int, found: _Found, roles: dict[int, Role]) -> WeightSite:
+    weight = _fetch(module, found.name)
+    others = tuple(sorted(_other_users(module, key, {use.node for use in found.uses})))
+    conflict = ""
+    if len(found.layouts) > 1:
+        conflict = "shared by consumers that contract it along different axes"
+    role: Role = "tied" if others else roles.get(key, "")
+    return WeightSite(found.name, found.op, weight, found.layout, tuple(found.uses), found.groups, role, others, conflict)
+
+
+def _contraction(node: fx.Node) -> tuple[fx.Node, fx.Node, Layout, int] | None:
+    """(weight, activation, layout, groups) when the node multiplies an activation by a stored weight."""
+    if node.op != "call_function":
+        return None
+    args = node.args
+    if node.target is aten.linear.default:
+        return _matrix_use(args[1], args[0], "rows")
+    if node.target is aten.addmm.default:
+        return _matrix_use(args[2], args[1], "columns")
+    if node.target in _MATMULS:
+        return _matrix_use(args[1], args[0], "columns")
+    if node.target in _CONVS:
+        weight, _ = _weight(args[1])
+        groups = args[6] if len(args) > 6 else 1
+        return (weight, args[0], "kernel", groups) if weight else None  # type: ignore[return-value]
+    return None
+
+
+def _matrix_use(value: object, activation: object, layout: Layout) -> tuple[fx.Node, fx.Node, Layout, int] | None:
+    weight, is_transposed = _weight(value)
+    if weight is None or not isinstance(activation, fx.Node) or _weight(activation)[0] is not None:
+        return None
+    if weight.meta["val"].ndim != 2:
+        return None
+    if is_transposed:
+        layout = "columns" if layout == "rows" else "rows"
+    return weight, activation, layout, 1
+
+
+def _weight(value: object) -> tuple[fx.Node | None, bool]:
+    """The get_attr behind a value and whether an odd number of 2-D transposes lies between."""
+    is_transposed = False
+    while isinstance(value, fx.Node) and value.op == "call_function":
+        if value.target in _TRANSPOSES:
+            is_transposed = not is_transposed
+        elif value.target not in _ALIASES:
+            return None, False
+        value = value.args[0]
+    if isinstance(value, fx.Node) and value.op == "get_attr" and isinstance(value.meta.get("val"), Tensor):
+        return value, is_transposed
+    return None, False
+
+
+def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    return _fetch(module, str(node.target))
+
+
+def _fetch(module: fx.GraphModule, name: str) -> Tensor:
+    value: object = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _other_users(module: fx.GraphModule, key: int, consumers: set[fx.Node]) -> set[str]:
+    """Operators that read the same tensor and are not its contractions."""
+    return {
+        str(user.target).removeprefix("aten.")
+        for node in module.graph.nodes
+        if node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor) and id(_tensor(module, node)) == key
+        for user in _readers(node)
+        if user not in consumers
+    }
+
+
+def _readers(node: fx.Node) -> Iterable[fx.Node]:
+    for user in node.users:
+        if user.target in _TRANSPOSES or user.target in _ALIASES:
+            yield from _readers(user)
+        else:
+            yield user
+
+
+def _roles(module: fx.GraphModule, found: dict[int, _Found]) -> dict[int, Role]:
+    """The stem: a convolution with no site before it. The head: a site with none between it and the first output."""
+    nodes = list(module.graph.nodes)
+    consumers = {use.node: key for key, site in found.items() for use in site.uses}
+    above: set[fx.Node] = set()  # a site lies before the node
+    for node in nodes:
+        if any(source in above or source in consumers for source in node.all_input_nodes):
+            above.add(node)
+    output = nodes[-1].args[0][0]
+    below: set[fx.Node] = set()  # a site lies after the node
+    scored: set[fx.Node] = set()  # the node reaches the first output
+    for node in reversed(nodes):
+        if any(user in below or user in consumers for user in node.users):
+            below.add(node)
+        if node is output or any(user in scored for user in node.users):
+            scored.add(node)
+    roles: dict[int, Role] = {}
+    for node, key in consumers.items():
+        if node not in below and node in scored:
+            roles[key] = "head"
+        elif node not in above and node.target in _CONVS:
+            roles[key] = "stem"
+    return roles
+
+
+def find_orphans(module: fx.GraphModule, sites: Iterable[WeightSite]) -> list[Orphan]:
+    """Every parameter of two or more axes that no site owns, with what reads it."""
+    owned = {id(site.weight) for site in sites}
+    readers: dict[int, set[str]] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor):
+            names = readers.setdefault(id(_tensor(module, node)), set())
+            names.update(str(user.target).removeprefix("aten.") for user in _readers(node))
+    return [
+        Orphan(name, tuple(weight.shape), _reason(readers.get(id(weight), set())))
+        for name, weight in module.named_parameters()
+        if weight.ndim >= 2 and id(weight) not in owned
+    ]
+
+
+def _reason(readers: set[str]) -> str:
+    if not readers:
+        return "read by nothing"
+    if readers == {"embedding.default"}:
+        return "looked up, not contracted"
+    return f"read by {', '.join(sorted(readers))}, which is not a contraction this compiler knows"
+
+
+# *** convolutions ***
+
+
+def _conv_arguments(node: fx.Node) -> tuple[list[int], list[int] | str, list[int]]:
+    """(stride, padding, dilation) of a conv node, defaults filled in."""
+    rank = _CONVS[node.target]  # type: ignore[index]
+    args = [*node.args, *[None] * 7]
+
+    def each(value: object, default: int) -> list[int]:
+        values = list(value) if isinstance(value, (list, tuple)) else [default]  # type: ignore[call-overload]
+        return values * rank if len(values) == 1 else values
+
+    padding = args[4] if isinstance(args[4], str) else each(args[4], 0)
+    return each(args[3], 1), padding, each(args[5], 1)
+
+
+def _margins(kernel: Iterable[int], padding: list[int] | str, dilation: list[int]) -> list[tuple[int, int]]:
+    """Zeros added (before, after) each spatial axis."""
+    if padding == "valid":
+        return [(0, 0) for _ in kernel]
+    if padding == "same":
+        totals = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(int(p), int(p)) for p in padding]
+
+
+def _output_size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int] | str, dilation: list[int]) -> list[int]:
+    kernel = weight.shape[2:]
+    margins = _margins(kernel, padding, dilation)
+    return [
+        (size + sum(margin) - step * (k - 1) - 1) // s + 1
+        for size, margin, step, k, s in zip(x.shape[2:], margins, dilation, kernel, stride, strict=True)
+    ]
+
+
+def _patches(weight: Tensor, stride: list[int], padding: list[int] | str, dilation: list[int], x: Tensor,
+             positions: Tensor | None) -> Tensor:
+    """What each output position sees: (n, kernel positions, C), gathered one kernel position at a time."""
+    kernel = weight.shape[2:]
+    size = _output_size(x, weight, stride, padding, dilation)
+    margins = _margins(kernel, padding, dilation)
+    x = F.pad(x, [side for margin in reversed(margins) for side in margin]).movedim(1, -1).contiguous()  # (B, *S, C)
+    if positions is None:
+        positions = torch.arange(x.shape[0] * math.prod(size), device=x.device)
+    index = torch.unravel_index(positions, (x.shape[0], *size))
+    offsets = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).reshape(-1, len(kernel)).tolist()
+    taken = [
+        x[(index[0], *(i * s + o * step for i, s, o, step in zip(index[1:], stride, offset, dilation, strict=True)))]
+        for offset in offsets
+    ]
+    return torch.stack(taken, dim=1)  # (n, kernel, C)

@@ -1,0 +1,121 @@
+"""What the core asks of a model, whatever it came from, and what it asks of a runtime.
+
+A source lowers its model to a Graph and brings the data: batches to calibrate on, an evaluation, inputs to time. A
+backend builds a file from a Graph, opens it, and says what a pattern is worth on its hardware.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from compressor.graph import Feeds, Graph, Run
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task metric on n samples.
+
+    value: perplexity, or top-1 in percent. stderr: its standard error over samples.
+    per_sample: what `value` is the mean of (negative log-likelihood in nats per window, 0 or 1 per image).
+    """
+
+    metric: str
+    value: float
+    n: int
+    unit: str
+    stderr: float
+    higher_is_better: bool
+    per_sample: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out samples: what they are, and how a runtime is scored on them."""
+
+    description: str
+    score: "Scorer"
+
+
+class Scorer(Protocol):
+    def __call__(self, run: Run, label: str) -> Score: ...
+
+
+class Source(Protocol):
+    """A model and its data.
+
+    name: what the user typed. task: `text-generation`, `image-classification`, ...
+    origin: one sentence on where the weights came from.
+    """
+
+    name: str
+    task: str
+    origin: str
+
+    def lower(self, dtype: str = "float32") -> Graph:
+        """The model as a Graph in that dtype; in float32 it shares the model's own tensors."""
+
+    def calibration(self, n: int) -> Sequence[Feeds]:
+        """Batches of n samples in all, never among those that are scored."""
+
+    @property
+    def calibration_description(self) -> str:
+        """One sentence on the calibration samples."""
+
+    def evaluation(self, n: int) -> Evaluation | None:
+        """n held-out samples, or None when the data has no labels."""
+
+    def workloads(self) -> Mapping[str, Feeds]:
+        """Representative inputs to time, by name (`prefill`, `decode`)."""
+
+    def generate(self, run: Run, n_tokens: int) -> Tensor | None:
+        """Greedy continuations of fixed prompts as token ids (prompts, n_tokens); None when the task has none."""
+
+    def save(self, folder: Path, graph: Graph) -> None:
+        """Write beside the artifact what its library needs to load it: configuration, tokenizer, manifest."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether a backend can work here: its version, or what to type to make it work."""
+
+    available: bool
+    version: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A site's weight as the written file holds it.
+
+    W: the values with the contracted axis moved last. where: the operator and axis that read it (`Gemm B axis 0`).
+    """
+
+    W: Any
+    where: str
+
+
+class Backend(Protocol):
+    """One runtime. `name` is what `--backend` takes."""
+
+    name: str
+
+    def probe(self) -> Probe:
+        """Can it work on this machine?"""
+
+    def gain(self, pattern: str) -> str:
+        """What this runtime gains from a pattern, in one sentence."""
+
+    def dtypes(self) -> Sequence[str]:
+        """Precisions it can build."""
+
+    def build(self, graph: Graph, folder: Path) -> None:
+        """Write the model into a folder."""
+
+    def open(self, folder: Path, threads: int = 0) -> Run:
+        """Load a written model; `threads` 0 leaves the choice to the runtime."""
+
+    def stored(self, folder: Path) -> dict[str, Stored]:
+        """Every site's weight, re-read from the written file, by site name."""

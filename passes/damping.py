@@ -1,0 +1,25 @@
+"""Damping of a Gram matrix: how far calibration is trusted, channel by channel."""
+
+from torch import Tensor
+
+DEAD = 1e-10
+"""A channel whose energy is below this share of the mean one was never excited by the calibration data."""
+
+
+def dampen(H: Tensor, lam: float) -> Tensor:
+    """H + lam * diag(H), positive definite for lam > 0; H (d, d) is left as it was.
+
+    The damping is a share of each channel's own energy. A share of the mean energy would be set by a few
+    outlier channels and drown all others. A dead channel says nothing about its weights: it gets a unit
+    diagonal, uncoupled.
+    """
+    energy = H.diagonal()  # (d,)
+    dead = energy <= DEAD * energy.mean()
+    damped = H.masked_fill(dead | dead[:, None], 0)
+    damped.diagonal().copy_((energy * (1 + lam)).masked_fill(dead, 1))
+    return damped
+
+
+def choose_lambda(d: int, n_tokens: int) -> float:
+    """d / n_tokens within [0.01, 1]: a Gram matrix of d channels is trusted less, the fewer rows it is from."""
+    return min(max(d / max(n_tokens, 1), 0.01), 1.0)

@@ -1,0 +1,198 @@
+"""The pass `sparsify`: weights to zero along the contracted axis, the kept ones refitted to the layer's outputs."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from compressor.calibrate import Statistics, calibrate
+from compressor.errors import InternalError, RecipeError
+from compressor.graph import Graph
+from compressor.passes.damping import choose_lambda, dampen
+from compressor.passes.masks import global_ratio_keep, nm_fraction, nm_keep, ratio_keep
+from compressor.passes.refit import conjugate_gradients, squared_error
+from compressor.passes.sparsegpt import sparsegpt
+from compressor.pattern import NM, Pattern, Ratio, parse_pattern
+from compressor.pipeline import Context, Outcome, Row, choose
+from compressor.registry import unknown
+from compressor.sites import WeightSite
+
+METHODS = ("magnitude", "wanda", "sparsegpt")
+SCOPES = ("site", "global")
+
+
+@dataclass(frozen=True)
+class Sparsify:
+    """Zero the least important weights of each named site, one-shot, block after block.
+
+    pattern: "2:4" keeps at most 2 of every 4 weights along the contracted axis; "0.5" removes half of them.
+    method: how weights are scored. "magnitude" |W|; "wanda" |W| * ||X|| (Sun et al. 2023); "sparsegpt" by the
+        optimal-brain-surgeon error, with compensation (Frantar & Alistarh 2023).
+    scope: for a ratio, whether each site loses that share ("site") or all sites together do ("global",
+        which ranks scores across sites and so serves magnitude only).
+    refit: conjugate-gradient steps on the kept weights after the mask is chosen (0 switches it off).
+    damping: share of each channel's energy added to the Gram matrix; 0 chooses clamp(d / rows, 0.01, 1).
+    samples: how many calibration samples are used.
+    targets, ignore: globs over site names.
+    """
+
+    name: ClassVar[str] = "sparsify"
+
+    pattern: str
+    method: str = "sparsegpt"
+    scope: str = "site"
+    refit: int = 10
+    damping: float = 0.0
+    samples: int = 128
+    targets: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pattern", str(parse_pattern(self.pattern)))
+        if self.method not in METHODS:
+            raise unknown("method", self.method, METHODS)
+        if self.scope not in SCOPES:
+            raise unknown("scope", self.scope, SCOPES)
+        if self.scope == "global" and not isinstance(self._pattern, Ratio):
+            raise RecipeError(
+                f"scope=global needs a ratio, not {self.pattern}",
+                found="an N:M pattern removes the same share from every site",
+                hint="--sparsity 0.5, or scope=site",
+            )
+        if self.scope == "global" and self.method != "magnitude":
+            raise RecipeError(
+                f"scope=global cannot rank {self.method} scores",
+                found="they depend on the sites before, which are pruned first",
+                hint="--method magnitude, or scope=site",
+            )
+        if self.refit < 0 or self.damping < 0 or self.samples < 1:
+            raise RecipeError("refit and damping cannot be negative, and samples must be at least 1")
+
+    @property
+    def _pattern(self) -> Pattern:
+        return parse_pattern(self.pattern)
+
+    @property
+    def needs_data(self) -> bool:
+        """Magnitude without refit reads the weights alone."""
+        return self.method != "magnitude" or self.refit > 0
+
+    def plan(self, graph: Graph) -> list[Row]:
+        named, rows = choose(graph.sites, self.targets, self.ignore)
+        for site in named:
+            reason = refusal(site, self._pattern)
+            rows.append(Row(site.name, "refused" if reason else "changed", reason))
+        if not any(row.status == "changed" for row in rows):
+            raise RecipeError(
+                f"no site can take {self.pattern}",
+                found="; ".join(sorted({f"{row.reason} ({row.site})" for row in rows})[:4]) or "a model without weight sites",
+                hint="compress plan MODEL --sparsity 0.5, or other --targets",
+            )
+        order = {site.name: position for position, site in enumerate(graph.sites)}
+        return sorted(rows, key=lambda row: order[row.site])
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        rows = {row.site: row for row in self.plan(graph)}
+        sites = [site for site in graph.sites if rows[site.name].status == "changed"]
+        keeps = self._global_keeps(sites) if self.scope == "global" else {}
+        if self.needs_data:
+            solved = self._with_data(graph, sites, keeps, context)
+        else:
+            solved = {site: self._solve(site, None, keeps.get(site)) for site in sites}
+        for site, numbers in solved.items():
+            rows[site.name] = dataclasses.replace(rows[site.name], numbers=numbers)
+        return Outcome(tuple(rows.values()))
+
+    def ensures(self, graph: Graph, outcome: Outcome) -> None:
+        changed = {row.site: row for row in outcome.of("changed")}
+        sites = [site for site in graph.sites if site.name in changed]
+        if len(sites) != len(changed):
+            raise InternalError(f"sparsify says it changed {sorted(set(changed) - {site.name for site in sites})}")
+        for site in sites:
+            if isinstance(self._pattern, NM):
+                _ensure_groups(site, self._pattern)
+        if isinstance(self._pattern, Ratio):
+            _ensure_zeros(sites if self.scope == "global" else None, sites, self._pattern.sparsity)
+
+    def _with_data(self, graph: Graph, sites: Sequence[WeightSite], keeps: dict[WeightSite, Tensor],
+                   context: Context) -> dict[WeightSite, dict[str, float]]:
+        batches = context.calibration(self.samples)
+        solved: dict[WeightSite, dict[str, float]] = {}
+        for segment, statistics in calibrate(graph, sites, batches, seed=context.seed, progress=context.progress):
+            for site in segment.sites:
+                solved[site] = self._solve(site, statistics[site], keeps.get(site))
+        return solved
+
+    def _solve(self, site: WeightSite, statistics: Statistics | None, keep: Tensor | None) -> dict[str, float]:
+        """Write the site's pruned weights; returns the numbers of its row."""
+        W = site.matrix()  # (groups, m, d)
+        if statistics is None:
+            keep = self._keep(W, None) if keep is None else keep
+            site.write(W * keep)
+            return {"sparsity": 1 - keep.float().mean().item()}
+        H = statistics.mean()  # (groups, d, d)
+        pairs = [
+            self._solve_group(W_group, H_group, statistics.n, None if keep is None else keep[group])
+            for group, (W_group, H_group) in enumerate(zip(W, H, strict=True))
+        ]
+        V = torch.stack([V for V, _ in pairs])
+        site.write(V)
+        numbers = {"sparsity": (V == 0).float().mean().item(), "rows": float(statistics.n)}
+        lost = sum(squared_error(V_g, W_g, H_g) for V_g, W_g, H_g in zip(V, W, H, strict=True))
+        energy = sum(squared_error(torch.zeros_like(W_g), W_g, H_g) for W_g, H_g in zip(W, H, strict=True))
+        return numbers | {"relative_error": lost / energy if energy else 0.0}
+
+    def _solve_group(self, W: Tensor, H: Tensor, n: int, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        H_damped = dampen(H, self.damping or choose_lambda(W.shape[1], n))
+        if self.method == "sparsegpt" and keep is None:
+            V, keep = sparsegpt(W, H_damped, self._pattern)
+        else:
+            keep = self._keep(W, H) if keep is None else keep
+            V = W * keep
+        if self.refit:
+            V = conjugate_gradients(V, keep, W, H_damped, self.refit)
+        return V, keep
+
+    def _keep(self, W: Tensor, H: Tensor | None) -> Tensor:
+        """The mask by score: |W|, or |W_ij| * ||X_j|| (Wanda), whose root mean square ||X_j|| is sqrt(H_jj)."""
+        score = W.abs()
+        if self.method == "wanda" and H is not None:
+            score = score * H.diagonal().clamp_min(0).sqrt()
+        pattern = self._pattern
+        if isinstance(pattern, NM):
+            return nm_keep(score, pattern.n, pattern.m)
+        return ratio_keep(score, pattern.sparsity)
+
+    def _global_keeps(self, sites: Sequence[WeightSite]) -> dict[WeightSite, Tensor]:
+        assert isinstance(self._pattern, Ratio)
+        scores = [site.matrix().abs() for site in sites]
+        return dict(zip(sites, global_ratio_keep(scores, self._pattern.sparsity), strict=True))
+
+
+def refusal(site: WeightSite, pattern: Pattern) -> str:
+    """Why a site cannot take a pattern, or ""."""
+    if site.conflict:
+        return site.conflict
+    if isinstance(pattern, NM) and site.K % pattern.m:
+        return f"its contracted axis has length {site.K}, not a multiple of {pattern.m}"
+    return ""
+
+
+def _ensure_groups(site: WeightSite, pattern: NM) -> None:
+    W = site.weight.detach().movedim(site.axis, -1)
+    good, total = nm_fraction(W, pattern.n, pattern.m)
+    if good != total:
+        raise InternalError(f"{site.name}: {total - good} of {total} groups along axis {site.axis} break {pattern}")
+
+
+def _ensure_zeros(together: Sequence[WeightSite] | None, sites: Sequence[WeightSite], sparsity: float) -> None:
+    for group in [together] if together else [[site] for site in sites]:
+        zeros = sum(int((site.weight == 0).sum()) for site in group)
+        size = sum(site.weight.numel() for site in group)
+        # Each group of a grouped convolution rounds on its own: half a weight each.
+        slack = sum(site.groups for site in group) / 2 + 1
+        if zeros < sparsity * size - slack:
+            raise InternalError(f"{group[0].name}: {zeros} of {size} weights are zero, {sparsity:.0%} were promised")
