@@ -15,6 +15,22 @@ from compressor.graph import Feeds, Graph, Run
 
 
 @dataclass(frozen=True)
+class Options:
+    """How a source is opened.
+
+    data: where calibration and evaluation samples come from; None takes the task's default.
+    window: tokens per text sample, at most the model's context.
+    seed: chooses samples and masked positions.
+    remote_code: whether code in a model's repository may run.
+    """
+
+    data: str | None = None
+    window: int = 256
+    seed: int = 0
+    remote_code: bool = False
+
+
+@dataclass(frozen=True)
 class Score:
     """A task metric on n samples.
 

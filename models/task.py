@@ -2,32 +2,17 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from compressor.errors import DataError
-from compressor.source import Score
+from compressor.source import Options, Score
+
+__all__ = ["Options", "batches", "label_ids", "perplexity", "spread", "top1"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a source is opened.
-
-    data: where calibration and evaluation samples come from; None takes the task's default.
-    window: tokens per text sample, at most the model's context.
-    seed: chooses samples and masked positions.
-    remote_code: whether code in a model's repository may run.
-    """
-
-    data: str | None = None
-    window: int = 256
-    seed: int = 0
-    remote_code: bool = False
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
