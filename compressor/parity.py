@@ -20,6 +20,7 @@ class Parity:
     difference: largest over outputs and inputs, relative to the output's largest value.
     same_tokens: whether greedy generation gives identical tokens (None where the task has none).
     tokens: how many were compared.
+    tokens_decide: whether other tokens are a failure; in half precision a near tie may fall either way.
     """
 
     difference: float
@@ -27,9 +28,11 @@ class Parity:
     workloads: tuple[str, ...]
     same_tokens: bool | None = None
     tokens: int = 0
+    tokens_decide: bool = True
 
     def __bool__(self) -> bool:
-        return self.difference <= self.tolerance and self.same_tokens is not False
+        is_same = self.same_tokens is not False or not self.tokens_decide
+        return self.difference <= self.tolerance and is_same
 
 
 def difference(reference: Run, other: Run, feeds: Feeds) -> float:

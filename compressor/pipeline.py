@@ -29,12 +29,14 @@ class Row:
 
     status: "changed"; "left" dense because the request did not name it; or "refused" though it was named.
     reason: why it was left or refused; empty when changed.
+    asked: the pattern that its weight was to take, where one was asked for.
     numbers: figures of the change, by name (`sparsity`, `relative_error`).
     """
 
     site: str
     status: Status
     reason: str = ""
+    asked: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
 
 

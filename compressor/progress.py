@@ -9,8 +9,8 @@ from typing import Protocol
 class Progress(Protocol):
     """Where long work says how far it is."""
 
-    def task(self, label: str, total: int) -> "_Task":
-        """A context manager that gives a function to call after each of `total` steps."""
+    def task(self, label: str, total: int | None) -> "_Task":
+        """A context manager that gives a function to call after each of `total` steps; None when nobody knows."""
 
     def say(self, text: str) -> None:
         """One line about what happens now."""
@@ -25,7 +25,7 @@ class Quiet:
     """Says nothing."""
 
     @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Callable[[], None]]:
+    def task(self, label: str, total: int | None) -> Iterator[Callable[[], None]]:
         yield lambda: None
 
     def say(self, text: str) -> None:
@@ -41,7 +41,7 @@ class Terminal:
         self._console = Console(stderr=True)
 
     @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Callable[[], None]]:
+    def task(self, label: str, total: int | None) -> Iterator[Callable[[], None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 

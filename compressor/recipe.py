@@ -44,7 +44,7 @@ class Recipe:
     seed: chooses sampled positions and masked tokens.
     """
 
-    model: str
+    model: str = ""
     passes: tuple[Pass, ...] = ()
     backend: str = "onnxruntime"
     dtype: str = "float32"

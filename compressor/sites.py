@@ -15,7 +15,7 @@ sparse kernel reads.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
@@ -29,6 +29,11 @@ Role = Literal["", "stem", "head", "tied"]
 _CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv1d.padding: 1, aten.conv2d.padding: 2}
 _MATMULS = (aten.mm.default, aten.matmul.default)
 _TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default)
+_MOVEMENTS = (
+    aten.embedding.default, aten.cat.default, aten.stack.default, aten.index.Tensor, aten.index_select.default,
+    aten.repeat.default, aten.clone.default, aten.reshape.default, aten.pad.default, aten.gather.default,
+    aten.upsample_bicubic2d.vec, aten.upsample_bilinear2d.vec, aten.to.dtype, aten._to_copy.default,
+)  # fmt: skip
 _ALIASES = (aten.detach.default, aten.alias.default, aten.contiguous.default, aten.dropout.default)
 
 
@@ -125,11 +130,15 @@ class WeightSite:
 
 @dataclass(frozen=True)
 class Orphan:
-    """A weight of two or more axes that is no site, and why."""
+    """A weight of two or more axes that is no site, and why.
+
+    is_refused: an operator contracts it in a way this compiler does not know, so a request for "every weight" is not met.
+    """
 
     name: str
     shape: tuple[int, ...]
     reason: str
+    is_refused: bool = False
 
 
 # *** finding ***
@@ -275,24 +284,33 @@ def _roles(module: fx.GraphModule, found: dict[int, _Found]) -> dict[int, Role]:
 def find_orphans(module: fx.GraphModule, sites: Iterable[WeightSite]) -> list[Orphan]:
     """Every parameter of two or more axes that no site owns, with what reads it."""
     owned = {id(site.weight) for site in sites}
-    readers: dict[int, set[str]] = {}
+    readers: dict[int, set[Any]] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor):
-            names = readers.setdefault(id(_tensor(module, node)), set())
-            names.update(str(user.target).removeprefix("aten.") for user in _readers(node))
+            readers.setdefault(id(_tensor(module, node)), set()).update(user.target for user in _readers(node))
     return [
-        Orphan(name, tuple(weight.shape), _reason(readers.get(id(weight), set())))
+        Orphan(name, tuple(weight.shape), *_reason(readers.get(id(weight), set())))
         for name, weight in module.named_parameters()
         if weight.ndim >= 2 and id(weight) not in owned
     ]
 
 
-def _reason(readers: set[str]) -> str:
+def _reason(readers: set[Any]) -> tuple[str, bool]:
     if not readers:
-        return "read by nothing"
-    if readers == {"embedding.default"}:
-        return "looked up, not contracted"
-    return f"read by {', '.join(sorted(readers))}, which is not a contraction this compiler knows"
+        return "read by nothing", False
+    if readers <= {aten.embedding.default}:
+        return "looked up, not contracted", False
+    names = ", ".join(sorted(str(reader).removeprefix("aten.") for reader in readers))
+    if all(_moves_or_maps(reader) for reader in readers):
+        return f"read by {names}: not contracted", False
+    return f"read by {names}, which is not a contraction this compiler knows", True
+
+
+def _moves_or_maps(reader: Any) -> bool:
+    """Whether an operator only moves or maps single values, so that no sum runs over the weight."""
+    if not isinstance(reader, torch._ops.OpOverload):
+        return False
+    return reader.is_view or torch.Tag.pointwise in reader.tags or reader in _MOVEMENTS
 
 
 # *** convolutions ***

@@ -4,7 +4,7 @@ A source lowers its model to a Graph and brings the data: batches to calibrate o
 backend builds a file from a Graph, opens it, and says what a pattern is worth on its hardware.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,11 +52,7 @@ class Evaluation:
     """Held-out samples: what they are, and how a runtime is scored on them."""
 
     description: str
-    score: "Scorer"
-
-
-class Scorer(Protocol):
-    def __call__(self, run: Run, label: str) -> Score: ...
+    score: Callable[[Run], Score]
 
 
 class Source(Protocol):

@@ -34,8 +34,8 @@ class HubSource:
     """Opens hub ids and local folders."""
 
     @staticmethod
-    def accepts(name: str) -> bool:
-        return True
+    def accepts(name: Any) -> bool:
+        return isinstance(name, str)
 
     @staticmethod
     def open(name: str, options: Options) -> Source:

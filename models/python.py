@@ -45,15 +45,20 @@ class Model:
 
 
 class PythonSource:
-    """Opens `module:function` and `file.py:function`."""
+    """Opens `module:function`, `file.py:function`, and from Python what such a function returns."""
 
     @staticmethod
-    def accepts(name: str) -> bool:
+    def accepts(name: Any) -> bool:
+        if not isinstance(name, str):
+            return isinstance(name, Model | tuple)
         where, colon, function = name.rpartition(":")
         return bool(colon) and function.isidentifier() and (where.endswith(".py") or _is_dotted(where))
 
     @staticmethod
-    def open(name: str, options: Options) -> "ModuleSource":
+    def open(name: Any, options: Options) -> "ModuleSource":
+        if not isinstance(name, str):
+            model = _as_model("the given model", name)
+            return ModuleSource(type(model.module).__name__, model, options)
         return ModuleSource(name, _as_model(name, _call(name)), options)
 
 

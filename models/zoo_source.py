@@ -1,6 +1,7 @@
 """The models that ship with Compressor, opened like any other folder, with their own data."""
 
 import dataclasses
+from typing import Any
 
 from compressor.models import zoo
 from compressor.models.hub import open_pretrained
@@ -12,8 +13,8 @@ class ZooSource:
     """Opens zoo names."""
 
     @staticmethod
-    def accepts(name: str) -> bool:
-        return name in zoo.NAMES
+    def accepts(name: Any) -> bool:
+        return isinstance(name, str) and name in zoo.NAMES
 
     @staticmethod
     def open(name: str, options: Options) -> Source:

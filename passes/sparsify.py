@@ -84,7 +84,7 @@ class Sparsify:
         named, rows = choose(graph.sites, self.targets, self.ignore)
         for site in named:
             reason = refusal(site, self._pattern)
-            rows.append(Row(site.name, "refused" if reason else "changed", reason))
+            rows.append(Row(site.name, "refused" if reason else "changed", reason, asked=self.pattern))
         if not any(row.status == "changed" for row in rows):
             raise RecipeError(
                 f"no site can take {self.pattern}",

@@ -1,0 +1,169 @@
+"""The proof: everything here is read from the written artifact, or measured on it beside its dense twin."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from compressor.graph import Feeds, Graph, Run
+from compressor.latency import Comparison, compare
+from compressor.parity import TOLERANCE, Parity, difference
+from compressor.pattern import NM, parse_pattern
+from compressor.pipeline import Outcome, Row
+from compressor.progress import Progress
+from compressor.report import Promise, Scores, SiteRecord
+from compressor.sites import WeightSite
+from compressor.source import Source, Stored
+
+GREEDY_TOKENS = 24
+WIDTHS = (4, 8, 16, 32)
+
+
+# *** sites ***
+
+
+def site_records(graph: Graph, outcomes: Sequence[Outcome], stored: Mapping[str, Stored]) -> tuple[SiteRecord, ...]:
+    """Each site with what was asked of it last, and what the file holds; then every weight that is no site."""
+    asked: dict[str, Row] = {}
+    for row in (row for outcome in outcomes for row in outcome.rows):
+        if row.site not in asked or row.status != "left":
+            asked[row.site] = row
+    untouched = Row("", "left", "no pass names it")
+    records = [_record(site, asked.get(site.name, untouched), stored.get(site.name)) for site in graph.sites]
+    orphans = [
+        SiteRecord(one.name, "", one.shape, -1, "refused" if one.is_refused and outcomes else "left", one.reason)
+        for one in graph.orphans
+    ]
+    return (*records, *orphans)
+
+
+def _record(site: WeightSite, row: Row, found: Stored | None) -> SiteRecord:
+    record = SiteRecord(
+        site.name, site.op, site.shape, site.axis, row.status, row.reason,
+        asked=row.asked, holds=False if row.status == "changed" else None,
+        where="not found in the file", relative_error=row.numbers.get("relative_error"),
+    )  # fmt: skip
+    if found is None:
+        return record
+    return dataclasses.replace(
+        record,
+        found=observed_pattern(found.W),
+        sparsity=(found.W == 0).double().mean().item(),
+        holds=_holds(site, row.asked, found.W) if row.status == "changed" else None,
+        where=found.where,
+    )
+
+
+def _holds(site: WeightSite, asked: str, W: Tensor) -> bool:
+    """Whether the file has the pattern on the axis its operator contracts, and every zero of the graph's weight."""
+    pattern = parse_pattern(asked)
+    if isinstance(pattern, NM) and most_nonzero(W, pattern.m) > pattern.n:
+        return False
+    expected = site.weight.detach().movedim(site.axis, -1)
+    return expected.shape == W.shape and bool((W[expected == 0] == 0).all())
+
+
+def most_nonzero(W: Tensor, m: int) -> int:
+    """The largest count of non-zero values in any m consecutive ones along the last axis; m + 1 when m does not fit."""
+    if W.shape[-1] % m:
+        return m + 1
+    return int((W.reshape(-1, m) != 0).sum(1).max()) if W.numel() else 0
+
+
+def observed_pattern(W: Tensor) -> str:
+    """The N:M pattern that the values show along their last axis (`2:4`), or "" when every M holds M somewhere."""
+    for m in WIDTHS:
+        n = most_nonzero(W, m)
+        if 0 < n < m:
+            return f"{n}:{m}"
+    return ""
+
+
+# *** parity ***
+
+
+def prove_parity(source: Source, reference: Run, artifact: Run, dtype: str) -> Parity:
+    """Torch against the artifact on every workload, and greedy tokens where the task generates."""
+    workloads = source.workloads()
+    gap = max(difference(cast(reference, dtype), artifact, _as(feeds, dtype)) for feeds in workloads.values())
+    expected = source.generate(cast(reference, dtype), GREEDY_TOKENS)
+    found = source.generate(artifact, GREEDY_TOKENS)
+    if expected is None or found is None:
+        return Parity(gap, TOLERANCE[dtype], tuple(workloads))
+    equal = int((expected == found).sum())
+    return Parity(gap, TOLERANCE[dtype], tuple(workloads), equal == expected.numel(), expected.numel(), dtype == "float32")
+
+
+def cast(run: Run, dtype: str) -> Run:
+    """The run, taking inputs of any floating dtype."""
+    return lambda feeds: run(_as(feeds, dtype))
+
+
+def _as(feeds: Feeds, dtype: str) -> Feeds:
+    kind = getattr(torch, dtype)
+    return {name: x.to(kind) if x.is_floating_point() else x for name, x in feeds.items()}
+
+
+# *** speed ***
+
+
+def time_beside_dense(source: Source, dense: Run, artifact: Run, dtype: str, progress: Progress) -> tuple[Comparison, ...]:
+    """Each workload on the dense twin and on the artifact, in turn, on one thread."""
+    workloads = source.workloads()
+    with progress.task("timing", total=len(workloads)) as step:
+        rows = []
+        for name, feeds in workloads.items():
+            rows.append(compare({"dense": dense, "artifact": artifact}, name, _as(feeds, dtype)))
+            step()
+    return tuple(rows)
+
+
+# *** verdict ***
+
+
+def promises(sites: Sequence[SiteRecord], scores: Scores | None, parity: Parity, allow_partial: bool) -> tuple[Promise, ...]:
+    """What the run promised, judged."""
+    return tuple(
+        promise
+        for promise in (_coverage(sites, allow_partial), _pattern(sites), _parity(parity), _budget(scores))
+        if promise is not None
+    )
+
+
+def _coverage(sites: Sequence[SiteRecord], allow_partial: bool) -> Promise:
+    refused = [site for site in sites if site.status == "refused"]
+    changed = sum(site.status == "changed" for site in sites)
+    detail = f"{changed} sites changed, {len(refused)} refused"
+    if refused:
+        detail += f" ({refused[0].name}: {refused[0].reason})"
+    return Promise("every named site is changed", not refused or allow_partial, detail)
+
+
+def _pattern(sites: Sequence[SiteRecord]) -> Promise | None:
+    asked = [site for site in sites if site.holds is not None]
+    if not asked:
+        return None
+    broken = [site for site in asked if not site.holds]
+    detail = f"{len(asked) - len(broken)} of {len(asked)} sites, on the axis the runtime contracts"
+    if broken:
+        detail += f"; not {broken[0].name} ({broken[0].where}, found {broken[0].found or 'no pattern'})"
+    return Promise("the written file holds the pattern", not broken, detail)
+
+
+def _parity(parity: Parity) -> Promise:
+    detail = f"largest relative difference {parity.difference:.1e} (allowed {parity.tolerance:.0e})"
+    if parity.same_tokens is not None:
+        detail += f", {parity.tokens} greedy tokens {'identical' if parity.same_tokens else 'not identical'}"
+    return Promise("the artifact computes what torch computes", bool(parity), detail)
+
+
+def _budget(scores: Scores | None) -> Promise | None:
+    if scores is None or scores.allowed is None:
+        return None
+    return Promise(
+        "the score stays within the budget",
+        scores.is_within,
+        f"{scores.dense.metric} {scores.drop:+.2f} {scores.unit} worse (allowed {scores.allowed:g} {scores.unit})",
+    )
+
