@@ -1,37 +1,55 @@
-"""Refit: the kept weights, moved to the least-squares optimum of their mask by conjugate gradients.
+"""The kept weights, refitted: least squares on a given mask, and the error that it lowers.
 
-Source: PCG on a mask, ALPS (Meng et al. 2024, arXiv 2406.07831), Alg. 2. In the normalised basis A has unit diagonal,
-so the Jacobi preconditioner is the identity. Step sizes are per row rather than per matrix, because rows are
-independent problems; and the residual is carried along, so that an iteration is one product with A.
+The error of V (m, d) in place of W (m, d), for inputs whose mean Gram matrix is H (d, d), is tr (V - W) H (V
+- W)^T: the mean squared change of the layer's outputs. Each row is a problem of its own; all are solved
+together.
 """
 
 import torch
 from torch import Tensor
 
 
-def refit(V: Tensor, keep: Tensor, B: Tensor, A: Tensor, iterations: int) -> Tensor:
-    """Lower tr (V - B) A (V - B)^T over the kept weights, from V: all (m, d), A (d, d) unit diagonal -> (m, d).
+def conjugate_gradients(V: Tensor, keep: Tensor, W_target: Tensor, H: Tensor, iters: int = 10) -> Tensor:
+    """Lower the error on the kept weights by conjugate gradients, from V, with Jacobi preconditioning.
 
-    Weights outside `keep` are exactly zero in the result. A is positive semidefinite. No row ends above where it
-    started.
+    Weights outside `keep` are zero in the result. H is symmetric and positive definite on the kept weights
+    (damped). Each step costs one product with H; step sizes are per row. Ten steps come within about a
+    percent of the optimum.
     """
-    V = V * keep  # (m, d)
-    R = torch.mul((B - V) @ A, keep)  # (m, d) half the descent direction
-    P, rr = R.clone(), _dot(R, R)  # (m, d), (m, 1)
-    AP = torch.empty_like(V)
-    for _ in range(iterations):
-        torch.matmul(P, A, out=AP).mul_(keep)
-        step = _ratio(rr, _dot(P, AP))
+    V = V * keep
+    R = torch.mul((W_target - V) @ H, keep)  # (m, d) minus half the gradient
+    inverse = H.diagonal().reciprocal()  # (d,)
+    Z = R * inverse
+    P = Z.clone()
+    rz = _dot(R, Z)  # (m, 1)
+    HP = torch.empty_like(V)
+    for _ in range(iters):
+        torch.matmul(P, H, out=HP).mul_(keep)
+        step = _ratio(rz, _dot(P, HP))
         V.addcmul_(step, P)
-        R.addcmul_(step, AP, value=-1)
-        rr, rr_before = _dot(R, R), rr
-        P.mul_(_ratio(rr, rr_before)).add_(R)
+        R.addcmul_(step, HP, value=-1)
+        torch.mul(R, inverse, out=Z)
+        rz, rz_before = _dot(R, Z), rz
+        P.mul_(_ratio(rz, rz_before)).add_(Z)
     return V
 
 
-def _dot(X: Tensor, Y: Tensor) -> Tensor:
-    return torch.linalg.vecdot(X, Y).unsqueeze(1)  # (m, 1)
+def squared_error(V: Tensor, W: Tensor, H: Tensor) -> float:
+    """tr (V - W) H (V - W)^T."""
+    D = V - W
+    return float((D @ H).mul_(D).sum(dtype=torch.float64))
+
+
+def relative_error(V: Tensor, W: Tensor, H: Tensor) -> float:
+    """The error as a share of the outputs' energy tr W H W^T; 0 if there is none."""
+    energy = squared_error(torch.zeros_like(W), W, H)
+    return squared_error(V, W, H) / energy if energy else 0.0
+
+
+def _dot(A: Tensor, B: Tensor) -> Tensor:
+    return (A * B).sum(1, keepdim=True)  # (m, 1)
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(b > 0, a / b, 0)  # a row that has converged stands still
+    """a / b, and 0 for a row that has converged."""
+    return torch.where(b > 0, a / b, 0)

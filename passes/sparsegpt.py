@@ -1,109 +1,133 @@
-"""SparseGPT (Frantar & Alistarh 2023, arXiv 2301.00774): prune columns left to right; later ones make up for it.
+"""SparseGPT (Frantar & Alistarh 2023): prune columns from left to right, later ones make up for it.
 
-The paper removes b_j and updates all later columns with U, the upper Cholesky factor of A^-1 = U^T U:
+The paper removes w_j and updates all later columns with U, the upper Cholesky factor of H^-1 = U^T U:
 
-    e_j = removed b_j / U_jj,    B[:, j:] -= e_j U[j, j:].
+    e_j = removed w_j / U_jj,    W[:, j:] -= e_j U[j, j:].
 
-Over all columns this says B - V = E U for the pruned V, hence E = (B - V) R, where R = U^-1 is the upper factor of
-A = R R^T. So A is factorised once and never inverted, and what columns b owe to all columns before them is one product:
+The result here is the same, reached in another order. Collected over all columns the updates say W - V = E U
+for the pruned V, so that E = (W - V) R with R = U^-1, the upper factor of H = R R^T. Hence:
 
-    B_b + (B - V)[:, :b] R[:b, b] U_bb,    with U_bb the inverse of the small R_bb.
+- H is factorized once and never inverted, a quarter of the work, and with less rounding.
+- A run of columns b reads what was done before it, when its turn comes: its compensated weights are
+  W_b + D_b U_bb, where D_b = (W - V)[:, :b] R[:b, b], and U_bb is the inverse of the small R_bb.
+- D is gathered by halves: prune the left half of the columns, one product carries it to the right half, prune
+  the right half; and each half likewise. Most of the work is then in a few large products.
 
-Two levels: blocks of columns take that product; inside a block, each group of columns is eliminated and the rest of the
-block takes one low-rank update. Arrays are held transposed, (d, m), so that a column is contiguous.
+Weights are held transposed, (d, m), so that a column is contiguous.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from compressor.errors import DataError
-from compressor.passes.masks import drop_smallest, keep_largest
-from compressor.pattern import NM, Pattern
+from compressor.passes.masks import drop_lowest, keep_highest, n_zeros
+from compressor.pattern import NM, Pattern, Ratio
 
-RUN = 16
-"""Columns eliminated before the rest of a block is updated, where the pattern has no groups of its own."""
-
-EXTRA_DAMPING = (0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""What is added to the unit diagonal, in turn, until the Cholesky factor exists; the last one is the limit."""
+RUN = 8
+"""Columns eliminated one by one, where the pattern does not say."""
 
 
 class IndefiniteGram(DataError, ArithmeticError):
     """A damped Gram matrix that has no Cholesky factor."""
 
 
-@dataclass(frozen=True)
-class Factor:
-    """R: upper, A + added * I = R R^T, (d, d). added: share of the unit diagonal, 0 where A was well enough."""
+def sparsegpt(
+    W: Tensor, H: Tensor, pattern: Pattern | None, *, keep: Tensor | None = None, block: int = 128
+) -> tuple[Tensor, Tensor]:
+    """Prune W (m, d) for inputs of damped Gram matrix H (d, d) to a pattern; returns V and keep, both (m, d).
 
-    R: Tensor
-    added: float
+    N:M groups are ranked one after the other, each after compensation for all before it. A ratio is ranked
+    block by block with the same share in each, and its total is exactly round(sparsity * m * d). With `keep`
+    the mask is given, the pattern is not read, and only the compensation is done.
 
-
-def factorise(A: Tensor) -> Factor:
-    """The factor of A (d, d), damped as far as needed. Raises IndefiniteGram, an ArithmeticError, past the limit."""
-    flipped = A.flip(0, 1)  # the lower factor of A with both axes reversed is the upper one of A, reversed
-    for added in EXTRA_DAMPING:
-        L, info = torch.linalg.cholesky_ex(flipped + added * torch.eye(len(A), dtype=A.dtype, device=A.device))
-        if not info and L.diagonal().isfinite().all():
-            return Factor(L.flip(0, 1), added)
-    raise IndefiniteGram(
-        "the Gram matrix of the inputs is not positive definite",
-        found=f"no Cholesky factor for its {len(A)} channels, even with {EXTRA_DAMPING[-1]:g} times their energy added",
-        hint="calibration data without NaN or infinite activations",
-    )
-
-
-def sparsegpt(B: Tensor, A: Tensor, pattern: Pattern, block_size: int = 128, factor: Factor | None = None) -> Tensor:
-    """Prune and compensate B (m, d) for inputs of Gram matrix A (d, d), unit diagonal; dropped weights are exact zeros.
-
-    N:M ranks each group after compensation for all before it; block_size becomes a multiple of M. A ratio ranks each
-    block of block_size columns over all rows, with the same share in each and round(sparsity * m * d) in total.
-    `factor` is factorise(A), for who has it already or wants to know what was added.
-    Raises IndefiniteGram, an ArithmeticError; ValueError if d is not a multiple of M or a weight is not finite.
+    Raises IndefiniteGram if H is not positive definite, ValueError if d is not a multiple of M or a weight is
+    not finite.
     """
-    m, d = B.shape
+    d = W.shape[1]
+    if keep is not None:
+        pattern = None
+    elif pattern is None:
+        raise ValueError("sparsegpt needs a pattern or a mask")
     if isinstance(pattern, NM) and d % pattern.m:
         raise ValueError(f"cannot cut {d} columns into groups of {pattern.m}")
-    if not B.isfinite().all():
+    if not all(extreme.isfinite() for extreme in W.aminmax()):
         raise ValueError("a weight is not finite")
-    R = (factor or factorise(A)).R
     run = pattern.m if isinstance(pattern, NM) else RUN
-    block_size = max(run, block_size // run * run)
-    B = B.T.contiguous()  # (d, m)
-    V, D = torch.empty_like(B), torch.empty_like(B)  # pruned; B - V
-    for i1 in range(0, d, block_size):
-        i2 = min(i1 + block_size, d)
-        U = torch.linalg.solve_triangular(R[i1:i2, i1:i2], torch.eye(i2 - i1).to(R), upper=True)
-        V[i1:i2] = B[i1:i2]
-        if i1:
-            V[i1:i2].addmm_(U.T, R[:i1, i1:i2].T @ D[:i1])
-        count = 0 if isinstance(pattern, NM) else round(pattern.sparsity * m * i2) - round(pattern.sparsity * m * i1)
-        _prune_block(V[i1:i2], U, pattern, run, count)
-        torch.sub(B[i1:i2], V[i1:i2], out=D[i1:i2])
-    return V.T.contiguous()
+    sweep = _Sweep(W, upper_factor(H), pattern, keep)
+    sweep.visit(_cut(0, d, max(run, block // run * run)), partial(sweep.prune_block, run))
+    return sweep.V.T.contiguous(), sweep.keep.T.contiguous()
 
 
-def _prune_block(V: Tensor, U: Tensor, pattern: Pattern, run: int, count: int) -> None:
-    """Prune V (b, m) in place for its factor U (b, b); a ratio drops `count` weights."""
-    scale = U.diagonal().reciprocal()[:, None]  # (b, 1) the score is |v_j| / U_jj
-    keep = None if isinstance(pattern, NM) else drop_smallest((V * scale).abs_(), count)
-    for j in range(0, len(V), run):
-        k = min(j + run, len(V))
-        v = V[j:k]
-        kept = keep_largest((v * scale[j:k]).abs_(), pattern.n) if keep is None else keep[j:k]
-        E = _eliminate(v, ~kept, U[j:k, j:k], scale[j:k])
-        if k < len(V):
-            V[k:].addmm_(U[j:k, k:].T, E, alpha=-1)
+def upper_factor(H: Tensor) -> Tensor:
+    """The upper R of H = R R^T: the lower Cholesky factor of H with both axes reversed, reversed back."""
+    L, info = torch.linalg.cholesky_ex(H.flip(0, 1))
+    if info or not L.diagonal().isfinite().all():
+        raise IndefiniteGram(
+            "the damped Gram matrix of the inputs is not positive definite",
+            found=f"no Cholesky factor for its {len(H)} channels",
+            hint="a larger damping, for example --damping 0.1, or more calibration samples",
+        )
+    R: Tensor = L.flip(0, 1)
+    return R
 
 
-def _eliminate(v: Tensor, dropped: Tensor, U: Tensor, scale: Tensor) -> Tensor:
-    """Drop weights of a run of columns v (r, m), in place, one column after the other; returns E (r, m)."""
-    E = torch.empty_like(v)
-    removed = dropped * scale  # (r, m) 1 / U_jj where dropped
-    for i in range(len(v)):
-        torch.mul(v[i], removed[i], out=E[i])
-        v[i + 1 :].addr_(U[i, i + 1 :], E[i], alpha=-1)
-    v.masked_fill_(dropped, 0)
-    return E
+class _Sweep:
+    """One sweep over the columns. All arrays are (d, m).
+
+    V: pruned on the left of the current column, still W on its right.
+    D: W - V on the left; on the right, D_b as far as it is gathered.
+    """
+
+    def __init__(self, W: Tensor, R: Tensor, pattern: Pattern | None, keep: Tensor | None):
+        self.R, self.pattern = R, pattern
+        self.V = W.T.clone(memory_format=torch.contiguous_format)
+        self.D = torch.zeros_like(self.V)
+        self.keep = torch.empty_like(self.V, dtype=torch.bool) if keep is None else keep.T.contiguous()
+
+    def visit(self, spans: Sequence[tuple[int, int]], prune: Callable[[int, int], None]) -> None:
+        """Prune consecutive spans of columns from left to right, gathering D for each before its turn."""
+        if len(spans) == 1:
+            prune(*spans[0])
+            return
+        half = 1 << (len(spans) - 1).bit_length() - 1
+        (i1, _), (i2, _), (_, i3) = spans[0], spans[half], spans[-1]
+        self.visit(spans[:half], prune)
+        self.D[i2:i3].addmm_(self.R[i1:i2, i2:i3].T, self.D[i1:i2])
+        self.visit(spans[half:], prune)
+
+    def prune_block(self, run: int, i1: int, i2: int) -> None:
+        R = self.R[i1:i2, i1:i2]  # (b, b)
+        U = torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True)
+        weight = R.diagonal()[:, None]  # (b, 1) 1 / U_jj; the score is |w_j| / U_jj
+        if isinstance(self.pattern, Ratio):
+            m = self.V.shape[1]
+            n = n_zeros(m * i2, self.pattern.sparsity) - n_zeros(m * i1, self.pattern.sparsity)
+            w = torch.addmm(self.V[i1:i2], U.T, self.D[i1:i2])
+            self.keep[i1:i2] = drop_lowest(w.mul_(weight).abs_(), n)
+
+        def prune(j: int, k: int) -> None:
+            columns = slice(j - i1, k - i1)
+            self.prune_run(j, k, U[columns, columns], weight[columns])
+
+        self.visit(_cut(i1, i2, run), prune)
+
+    def prune_run(self, j: int, k: int, U: Tensor, weight: Tensor) -> None:
+        w = torch.addmm(self.V[j:k], U.T, self.D[j:k])  # (run, m) compensated for all columns before j
+        if isinstance(self.pattern, NM):
+            self.keep[j:k] = keep_highest((w * weight).abs_(), self.pattern.n)
+        dropped = ~self.keep[j:k]
+        removed = dropped.to(w.dtype)
+        U_unit = U * weight
+        for i in range(k - j - 1):
+            w[i + 1 :].addr_(U_unit[i, i + 1 :], w[i] * removed[i], alpha=-1)
+        w.masked_fill_(dropped, 0)
+        torch.sub(self.V[j:k], w, out=self.D[j:k])
+        self.V[j:k] = w
+
+
+def _cut(i1: int, i2: int, size: int) -> list[tuple[int, int]]:
+    return list(pairwise([*range(i1, i2, size), i2]))
