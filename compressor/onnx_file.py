@@ -24,6 +24,7 @@ from compressor.graph import Graph
 SITE = "compressor.site"
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 OPSET = 20
+EXTERNAL_FROM = 1024  # bytes
 
 _CONTRACTIONS = ("MatMul", "Gemm", "Conv")
 
@@ -68,8 +69,9 @@ def to_onnx(graph: Graph) -> ir.Model:
 
 
 def save(model: ir.Model, folder: Path) -> None:
-    """Write `model.onnx` and, beside it, every weight in `model.onnx.data`, whatever the size."""
-    ir.save(model, str(folder / MODEL_FILE), external_data=DATA_FILE, size_threshold_bytes=0)
+    """Write `model.onnx` and, beside it, every weight in `model.onnx.data`, whatever the model's size."""
+    # Small tensors stay inside: runtimes read the shapes among them before they open the data file.
+    ir.save(model, str(folder / MODEL_FILE), external_data=DATA_FILE, size_threshold_bytes=EXTERNAL_FROM)
     # Loaders that name both files expect both, though a model may hold no weight at all.
     (folder / DATA_FILE).touch()
 
