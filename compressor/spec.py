@@ -6,6 +6,7 @@ be ambiguous, or a list `[a,b]`. The same text serves the command line, the repo
 
 import dataclasses
 import json
+import math
 import re
 import types
 import typing
@@ -79,30 +80,41 @@ def _tokens(text: str) -> list[str]:
     while position < len(text.rstrip()):
         match = _TOKEN.match(text, position)
         if not match:
-            raise _bad(text, f"character {position + 1}: {text[position:position + 10]!r}")
+            raise _bad(text, f"character {position + 1}: {text[position : position + 10]!r}")
         tokens.append(match.group().strip())
         position = match.end()
     return tokens
 
 
 def _bad(text: str, found: str) -> RecipeError:
-    return RecipeError(f"cannot read {text!r}", found=found, hint='a pass is written name{option=value,list=[a,b]}')
+    return RecipeError(f"cannot read {text!r}", found=found, hint="a pass is written name{option=value,list=[a,b]}")
 
 
 def _expect(tokens: list[str], mark: str, text: str) -> None:
-    found = tokens.pop(0) if tokens else "the end"
-    if found != mark:
-        raise _bad(text, f"{found!r} where {mark!r} should be")
+    if tokens[:1] != [mark]:
+        raise _bad(text, f"{_next(tokens)} where {mark!r} should be")
+    tokens.pop(0)
+
+
+def _next(tokens: list[str]) -> str:
+    return repr(tokens[0]) if tokens else "the end"
 
 
 def _word(tokens: list[str], text: str) -> str:
     if not tokens or tokens[0] in set("{}[],=|"):
-        raise _bad(text, f"{tokens[0]!r} where a word should be" if tokens else "the end where a word should be")
+        raise _bad(text, f"{_next(tokens)} where a word should be")
     return tokens.pop(0)
 
 
+def _name(tokens: list[str], text: str) -> str:
+    name = _word(tokens, text)
+    if name.startswith('"'):
+        raise _bad(text, f"{name!r} where a bare word should be")
+    return name
+
+
 def _spec(tokens: list[str], text: str) -> tuple[str, dict[str, Any]]:
-    name, options = _word(tokens, text), {}
+    name, options = _name(tokens, text), {}
     if tokens and tokens[0] == "{":
         tokens.pop(0)
         for key, value in _sequence(tokens, "}", lambda: _pair(tokens, text), text):
@@ -123,7 +135,7 @@ def _sequence(tokens: list[str], end: str, item: Callable[[], Any], text: str) -
 
 
 def _pair(tokens: list[str], text: str) -> tuple[str, Any]:
-    key = _word(tokens, text)
+    key = _name(tokens, text)
     _expect(tokens, "=", text)
     return key, _value(tokens, text)
 
@@ -134,11 +146,20 @@ def _value(tokens: list[str], text: str) -> Any:
         return _sequence(tokens, "]", lambda: _value(tokens, text), text)
     word = _word(tokens, text)
     if word.startswith('"'):
-        return json.loads(word)
+        return _unquoted(word, text)
     return {"true": True, "false": False, "null": None}.get(word, word)
 
 
+def _unquoted(word: str, text: str) -> str:
+    try:
+        return str(json.loads(word))
+    except ValueError:
+        raise _bad(text, f"{word}, which is no JSON string") from None
+
+
 # *** types ***
+
+_IN_WORDS = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
 
 
 def _coerce(value: Any, hint: Any, what: str) -> Any:
@@ -152,13 +173,19 @@ def _coerce(value: Any, hint: Any, what: str) -> Any:
     if origin is tuple:
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(_coerce(item, args[0], what) for item in items)
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint in (int, float, str) and not isinstance(value, (bool, list, dict)) and value is not None:
-        try:
-            return hint(value)
-        except ValueError:
-            pass
-    if origin is None and isinstance(hint, type) and isinstance(value, hint):
-        return value
-    raise RecipeError(f"{what} cannot be {value!r}", hint=f"a value of type {getattr(hint, '__name__', hint)}")
+    try:
+        return _scalar(value, hint)
+    except (ValueError, OverflowError):
+        raise RecipeError(f"{what} cannot be {value!r}", hint=_IN_WORDS.get(hint, str(hint))) from None
+
+
+def _scalar(value: Any, hint: type) -> Any:
+    """Text, an integer, a number or a truth value. Raises ValueError where the value would not stay what it is."""
+    if not isinstance(value, (str, int, float)) or isinstance(value, bool) is not (hint is bool):
+        raise ValueError
+    read = hint(value)
+    if isinstance(read, float) and not math.isfinite(read):
+        raise ValueError
+    if isinstance(value, float) and hint is int and read != value:
+        raise ValueError
+    return read
