@@ -1,0 +1,39 @@
+"""A compiler that makes trained models smaller, and proves on the written file what it did.
+
+    import compressor
+
+    report = compressor.export("tiny-gpt2", "export | sparsify{pattern=2:4}")
+    assert report
+
+Names load on first use: `import compressor` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.driver import export
+    from compressor.errors import UserError
+    from compressor.inspection import inspect
+    from compressor.models.python import Model
+    from compressor.planning import plan
+    from compressor.recipe import Recipe
+    from compressor.report import Report
+
+__all__ = ["Model", "Recipe", "Report", "UserError", "export", "inspect", "plan"]
+
+_HOMES = {
+    "Model": "compressor.models.python",
+    "Recipe": "compressor.recipe",
+    "Report": "compressor.report",
+    "UserError": "compressor.errors",
+    "export": "compressor.driver",
+    "inspect": "compressor.inspection",
+    "plan": "compressor.planning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'compressor' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

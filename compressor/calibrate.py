@@ -6,6 +6,7 @@ through it once more, with the new weights, to make the next segment's inputs. A
 segment and the live values at one cut are held, whatever the model's depth.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -101,10 +102,7 @@ def calibrate(graph: Graph, sites: Sequence[WeightSite], batches: Sequence[Feeds
     parts = segments(graph, sites)
     machine = _Machine(graph.module)
     generator = torch.Generator().manual_seed(seed)
-    placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
-    values: list[Values] = [
-        {node: batch[port.name] for node, port in zip(placeholders, graph.inputs, strict=True)} for batch in batches
-    ]
+    values = [_placed(graph, batch) for batch in batches]
     with progress.task("calibrating", total=2 * len(parts) * len(batches)) as step:
         for number, part in enumerate(parts):
             statistics = _empty_statistics(part.sites)
@@ -120,6 +118,50 @@ def calibrate(graph: Graph, sites: Sequence[WeightSite], batches: Sequence[Feeds
                 seen = machine.run_nodes(part, batch, keep=part.live)
                 values[position] = {node: value for node, value in (batch | seen).items() if node in part.live}
                 step()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One batch through the graph with no weight touched.
+
+    rows: how many rows each site's statistics would gain. live_bytes: the most that one cut between segments holds.
+    segment_statistics: bytes of each segment's Gram matrices.
+    """
+
+    forward_seconds: float
+    rows: dict[WeightSite, int]
+    live_bytes: int
+    segment_statistics: tuple[int, ...]
+
+
+def measure(graph: Graph, sites: Sequence[WeightSite], batch: Feeds) -> Measured:
+    """Run the sites' segments once on one batch, to tell what calibration will take."""
+    machine, rows, live_bytes, seconds, sizes = _Machine(graph.module), {}, 0, 0.0, []
+    values = _placed(graph, batch)
+    for part in segments(graph, sites):
+        start = time.perf_counter()
+        seen = machine.run_nodes(part, values, keep=part.live | {use.activation for site in part.sites for use in site.uses})
+        seconds += time.perf_counter() - start
+        values |= seen
+        rows |= {site: sum(site.n_positions(use, values[use.activation]) for use in site.uses) for site in part.sites}
+        values = {node: value for node, value in values.items() if node in part.live}
+        live_bytes = max(live_bytes, sum(x.numel() * x.element_size() for x in values.values() if isinstance(x, Tensor)))
+        sizes.append(sum(4 * groups * d * d for groups, d in _gram_shapes(part.sites)))
+    return Measured(seconds, rows, live_bytes, tuple(sizes))
+
+
+def _gram_shapes(sites: Iterable[WeightSite]) -> list[tuple[int, int]]:
+    """(groups, d) of each Gram matrix that the sites need; sites that read the same activation share one."""
+    return list({input_of(site): (site.groups, site.d) for site in sites}.values())
+
+
+def input_of(site: WeightSite) -> Any:
+    return site if site.layout == "kernel" else tuple(use.activation for use in site.uses)
+
+
+def _placed(graph: Graph, batch: Feeds) -> Values:
+    placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
+    return {node: batch[port.name] for node, port in zip(placeholders, graph.inputs, strict=True)}
 
 
 class _Machine(fx.Interpreter):
@@ -168,7 +210,7 @@ def _empty_statistics(sites: Iterable[WeightSite]) -> dict[WeightSite, Statistic
     shared: dict[Any, Statistics] = {}
     result = {}
     for site in sites:
-        key = site if site.layout == "kernel" else tuple(use.activation for use in site.uses)
+        key = input_of(site)
         if key not in shared:
             shared[key] = Statistics(torch.zeros(site.groups, site.d, site.d, device=site.weight.device))
         result[site] = shared[key]

@@ -131,7 +131,7 @@ class _Run:
         artifact = proof.cast(self.backend.open(folder), recipe.dtype)
         artifact_score = self._score("score the artifact", evaluation, artifact)
         with self._stage("check the artifact"):
-            sites = proof.site_records(graph, outcomes, self.backend.stored(folder))
+            sites = proof.site_records(graph, (row for one in outcomes for row in one.rows), self.backend.stored(folder))
             parity = proof.prove_parity(self.source, reference.run, artifact, recipe.dtype)
         scores = self._scores(evaluation, dense_score, compressed_score, artifact_score)
         with self._stage("time the artifact"):

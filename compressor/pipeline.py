@@ -61,9 +61,18 @@ class Context:
 
 
 class Pass(Protocol):
-    """One transformation. Implementations are frozen dataclasses registered under `name`."""
+    """One transformation. Implementations are frozen dataclasses registered under `name`.
+
+    samples: how many calibration samples it uses; needs_data: whether it uses any.
+    """
 
     name: ClassVar[str]
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def needs_data(self) -> bool: ...
 
     def plan(self, graph: Graph) -> list[Row]:
         """What `run` would do to each site, touching no weight."""

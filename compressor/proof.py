@@ -1,7 +1,7 @@
 """The proof: everything here is read from the written artifact, or measured on it beside its dense twin."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from compressor.graph import Feeds, Graph, Run
 from compressor.latency import Comparison, compare
 from compressor.parity import TOLERANCE, Parity, difference
 from compressor.pattern import NM, parse_pattern
-from compressor.pipeline import Outcome, Row
+from compressor.pipeline import Row
 from compressor.progress import Progress
 from compressor.report import Promise, Scores, SiteRecord
 from compressor.sites import WeightSite
@@ -23,16 +23,16 @@ WIDTHS = (4, 8, 16, 32)
 # *** sites ***
 
 
-def site_records(graph: Graph, outcomes: Sequence[Outcome], stored: Mapping[str, Stored]) -> tuple[SiteRecord, ...]:
+def site_records(graph: Graph, rows: Iterable[Row], stored: Mapping[str, Stored]) -> tuple[SiteRecord, ...]:
     """Each site with what was asked of it last, and what the file holds; then every weight that is no site."""
     asked: dict[str, Row] = {}
-    for row in (row for outcome in outcomes for row in outcome.rows):
+    for row in rows:
         if row.site not in asked or row.status != "left":
             asked[row.site] = row
     untouched = Row("", "left", "no pass names it")
     records = [_record(site, asked.get(site.name, untouched), stored.get(site.name)) for site in graph.sites]
     orphans = [
-        SiteRecord(one.name, "", one.shape, -1, "refused" if one.is_refused and outcomes else "left", one.reason)
+        SiteRecord(one.name, "", one.shape, -1, "refused" if one.is_refused and asked else "left", one.reason)
         for one in graph.orphans
     ]
     return (*records, *orphans)

@@ -94,6 +94,24 @@ class Recipe:
         settings = {key: value for key, value in loaded.items() if key != "passes"}
         return _assemble(settings, [_pass_from(entry) for entry in loaded.get("passes") or []])
 
+    def with_settings(self, settings: Mapping[str, Any]) -> "Recipe":
+        """The recipe with some of its own fields (not the passes) replaced by raw values. Raises RecipeError."""
+        now = {f.name: getattr(self, f.name) for f in dataclasses.fields(_Settings)}
+        return _assemble(now | dict(settings), list(self.passes))
+
+    def with_sparsify(self, options: Mapping[str, Any]) -> "Recipe":
+        """The recipe with these options of its `sparsify`, which is added when there is none. Raises RecipeError."""
+        if not options:
+            return self
+        at = next((i for i, one in enumerate(self.passes) if one.name == "sparsify"), len(self.passes))
+        now = _plain(self.passes[at]) if at < len(self.passes) else {}
+        if "pattern" not in now | dict(options):
+            raise RecipeError(
+                f"{', '.join(options)} says how to sparsify, but not to which pattern", hint="--sparsity 2:4, or --sparsity 0.5"
+            )
+        passes = [*self.passes[:at], make_pass("sparsify", now | dict(options)), *self.passes[at + 1 :]]
+        return dataclasses.replace(self, passes=tuple(passes))
+
     @staticmethod
     def read(path: Path) -> "Recipe":
         """The recipe in a YAML file, or of an artifact's folder. Raises RecipeError."""

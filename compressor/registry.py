@@ -29,7 +29,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "hub": "compressor.models.hub:HubSource",
     },
 }
-_ALIASES = {"ort": "onnxruntime"}
+_ALIASES = {("backends", "ort"): "onnxruntime"}
+_ONE = {"passes": "pass", "backends": "backend", "sources": "source"}
 
 
 @cache
@@ -39,7 +40,7 @@ def names(kind: str) -> dict[str, str]:
     for entry in entry_points(group=f"compressor.{kind}"):
         if entry.name in table and table[entry.name] != entry.value:
             raise RecipeError(
-                f"two packages register {kind} {entry.name!r}",
+                f"two packages register the {_ONE[kind]} {entry.name!r}",
                 found=f"{table[entry.name]} and {entry.value}",
                 hint="uninstall one of them",
             )
@@ -50,9 +51,9 @@ def names(kind: str) -> dict[str, str]:
 def load(kind: str, name: str) -> Any:
     """The class behind a name. Raises RecipeError naming the nearest known name."""
     table = names(kind)
-    name = _ALIASES.get(name, name)
+    name = _ALIASES.get((kind, name), name)
     if name not in table:
-        raise unknown(kind.rstrip("es") if kind == "passes" else kind.rstrip("s"), name, table)
+        raise unknown(_ONE[kind], name, table)
     module, _, attribute = table[name].partition(":")
     return getattr(import_module(module), attribute)
 
@@ -60,9 +61,9 @@ def load(kind: str, name: str) -> Any:
 def unknown(what: str, name: str, known: Iterable[str]) -> RecipeError:
     """The error for a name nobody knows, with the nearest one that somebody does."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     return RecipeError(
         f"unknown {what} {name!r}",
         found=f"known: {', '.join(known)}",
-        hint=f"{near[0]}" if near else None,
+        hint=near[0] if near else None,
     )

@@ -21,3 +21,8 @@ class ZooSource:
         folder = zoo.folder(name)
         data = options.data or str(folder / "data")
         return open_pretrained(str(folder), name, dataclasses.replace(options, data=data))
+
+    @staticmethod
+    def describe() -> dict[str, str]:
+        """One line about each zoo model."""
+        return zoo.describe()

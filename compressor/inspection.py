@@ -1,0 +1,82 @@
+"""What is in a model or a written artifact: sites, shapes, zeros, and the pattern on the axis the runtime reads."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressor import onnx_file
+from compressor.driver import open_source
+from compressor.errors import SourceError
+from compressor.proof import observed_pattern
+from compressor.recipe import Recipe
+from compressor.report import SiteRecord
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Sites as they stand. zeros, parameters: over the sites alone for a file, over every parameter for a model."""
+
+    name: str
+    origin: str
+    sites: tuple[SiteRecord, ...]
+    parameters: int
+    zeros: int
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": 1, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def inspect(model: Any, *, trust_remote_code: bool = False) -> Inspection:
+    """Look into an artifact's folder, an ONNX file, or any model that `export` takes. Raises SourceError."""
+    path = Path(model) if isinstance(model, str | Path) else None
+    if path is not None and path.suffix == ".onnx":
+        return _of_file(path)
+    if path is not None and (path / onnx_file.MODEL_FILE).is_file():
+        return _of_file(path / onnx_file.MODEL_FILE)
+    return _of_model(str(model) if isinstance(model, Path) else model, trust_remote_code)
+
+
+def _of_model(model: Any, trust_remote_code: bool) -> Inspection:
+    recipe = Recipe(model=model if isinstance(model, str) else "", trust_remote_code=trust_remote_code)
+    source = open_source(model, recipe)
+    graph = source.lower()
+    sites = tuple(
+        SiteRecord(
+            site.name, site.op, site.shape, site.axis, "left", _users(site.role, site.other_users),
+            found=observed_pattern(site.weight.detach().movedim(site.axis, -1)),
+            sparsity=(site.weight == 0).double().mean().item(),
+        )
+        for site in graph.sites
+    )  # fmt: skip
+    orphans = tuple(SiteRecord(one.name, "", one.shape, -1, "left", one.reason) for one in graph.orphans)
+    weights = list(graph.module.parameters())
+    zeros = sum(int((x == 0).sum()) for x in weights)
+    return Inspection(source.name, source.origin, sites + orphans, sum(x.numel() for x in weights), zeros)
+
+
+def _users(role: str, others: tuple[str, ...]) -> str:
+    if others:
+        return f"also read by {', '.join(others)}"
+    return {"stem": "the stem: it reads the input", "head": "the head: it makes the first output"}.get(role, "")
+
+
+def _of_file(path: Path) -> Inspection:
+    if not path.is_file():
+        raise SourceError(f"cannot find {path}", hint="an .onnx file, an artifact's folder, or a model's name")
+    sites = tuple(_file_site(found) for found in onnx_file.contractions(onnx_file.read(path)))
+    sizes = [torch.Size(site.shape).numel() for site in sites]
+    zeros = sum(round((site.sparsity or 0.0) * size) for site, size in zip(sites, sizes, strict=True))
+    return Inspection(path.name, f"{len(sites)} contractions of stored weights in {path}", sites, sum(sizes), zeros)
+
+
+def _file_site(found: onnx_file.Contraction) -> SiteRecord:
+    W = torch.from_numpy(found.along_last().copy())
+    axis = found.axis % len(found.weight.shape)
+    return SiteRecord(
+        found.site, found.op, tuple(int(size) for size in found.weight.shape), axis, "left", "",
+        found=observed_pattern(W), sparsity=(W == 0).double().mean().item(), where=f"{found.op} axis {axis}",
+    )  # fmt: skip

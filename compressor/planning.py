@@ -1,0 +1,138 @@
+"""A plan: what a recipe would do to each site, what that takes, and what it brings, with no weight touched."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compressor.calibrate import Measured, input_of, measure
+from compressor.driver import open_backend, open_source, resolve
+from compressor.graph import Graph
+from compressor.pipeline import format_pass
+from compressor.progress import Progress, Quiet
+from compressor.proof import site_records
+from compressor.recipe import Recipe
+from compressor.report import SiteRecord
+from compressor.sites import WeightSite
+
+GEMM = 768
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate for the passes alone. memory: peak bytes. seconds: on this machine, as fast as it is right now."""
+
+    memory: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be done, and what it would cost. cost: None when no calibration is needed."""
+
+    model: str
+    origin: str
+    recipe: str
+    backend: str
+    sites: tuple[SiteRecord, ...]
+    cost: Cost | None
+    calibration: str
+    evaluation: str
+    gain: str
+
+    @property
+    def n_changed(self) -> int:
+        return sum(site.status == "changed" for site in self.sites)
+
+    @property
+    def share_changed(self) -> float:
+        sizes = {site.name: torch.Size(site.shape).numel() for site in self.sites}
+        changed = sum(sizes[site.name] for site in self.sites if site.status == "changed")
+        return changed / max(sum(sizes.values()), 1)
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": 1, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress | None = None) -> Plan:
+    """What `export` would do with the same arguments. Raises the UserErrors that it would raise."""
+    recipe, progress = resolve(model, recipe), progress or Quiet()
+    backend = open_backend(recipe)
+    source = open_source(model, recipe)
+    progress.say("capture the graph")
+    graph = source.lower()
+    rows = [row for one in recipe.passes for row in one.plan(graph)]
+    changed = {row.site for row in rows if row.status == "changed"}
+    asked = [row.asked for row in rows if row.asked]
+    sites = [dataclasses.replace(site, holds=None, where="") for site in site_records(graph, rows, {})]
+    evaluation = source.evaluation(recipe.samples)
+    cost, calibration = None, "none is needed"
+    if any(one.needs_data for one in recipe.passes):
+        n = max(one.samples for one in recipe.passes)
+        progress.say("measure one calibration sample")
+        cost = _cost(graph, [site for site in graph.sites if site.name in changed], source.calibration(1)[0], n)
+        calibration = f"up to {n} samples from {source.calibration_description}"
+    return Plan(
+        recipe.model or source.name,
+        source.origin,
+        " | ".join([f"backend {recipe.backend}, {recipe.dtype}", *map(format_pass, recipe.passes)]),
+        recipe.backend,
+        tuple(sites),
+        cost,
+        calibration,
+        evaluation.description if evaluation else "nothing: the data has no labels",
+        backend.gain(asked[-1]) if asked else "a dense model: nothing to gain but the runtime itself",
+    )
+
+
+# *** cost ***
+
+
+def _cost(graph: Graph, sites: Sequence[WeightSite], sample: Any, n: int) -> Cost:
+    """From one sample's forward pass and the speed of a matrix product, both measured now."""
+    one = measure(graph, sites, sample)
+    seconds = 2 * n * one.forward_seconds  # each segment runs once to be seen and once with its new weights
+    seconds += sum(_flops(site, n * one.rows[site], site_counts) for site, site_counts in _first_of_input(sites)) / _rate()
+    weights = sum(x.numel() * x.element_size() for x in graph.module.parameters())
+    return Cost(weights + n * one.live_bytes + _statistics_bytes(one) + _workspace(sites), seconds)
+
+
+def _first_of_input(sites: Sequence[WeightSite]) -> list[tuple[WeightSite, bool]]:
+    """Each site, and whether it is the first to read its input: later ones share the Gram matrix."""
+    seen: set[Any] = set()
+    pairs = []
+    for site in sites:
+        key = input_of(site)
+        pairs.append((site, key not in seen))
+        seen.add(key)
+    return pairs
+
+
+def _flops(site: WeightSite, rows: float, has_own_gram: bool) -> float:
+    """Gram matrix, factorization and solve, and ten refit steps (solvers.md counts them alike)."""
+    d, m = site.d, site.m // site.groups
+    gram = 2 * min(rows, 64 * d if site.layout == "kernel" else rows) * d * d if has_own_gram else 0
+    return site.groups * (gram + d**3 / 3 + 24 * m * d * d)
+
+
+def _statistics_bytes(one: Measured) -> float:
+    return max(one.segment_statistics, default=0)
+
+
+def _workspace(sites: Sequence[WeightSite]) -> float:
+    """The largest site's factor and its copies of the weight, in float32."""
+    return max((4 * (3 * site.d**2 + 6 * site.d * site.m / site.groups) for site in sites), default=0)
+
+
+def _rate() -> float:
+    """Floating-point operations per second of one matrix product, the best of three."""
+    A, best = torch.randn(GEMM, GEMM), 0.0
+    for _ in range(3):
+        start = time.perf_counter()
+        A @ A
+        best = max(best, 2 * GEMM**3 / (time.perf_counter() - start))
+    return best

@@ -1,0 +1,203 @@
+"""What a person reads in a terminal: a report, a plan, an inspection, as tables at 80 columns."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compressor.inspection import Inspection
+from compressor.planning import Plan
+from compressor.report import Report, Scores, SiteRecord
+
+MARK = {True: ("yes", "green"), False: ("NO", "bold red")}
+
+
+def show_report(report: Report, console: Console, verbose: bool = False) -> None:
+    """The verdict first, then what it rests on."""
+    console.print(_verdict(report))
+    for part in (_score_table(report), _site_table(report.sites, verbose), _latency_table(report), _size_line(report)):
+        if part is not None:
+            console.print()
+            console.print(part)
+    if report.gain:
+        console.print()
+        console.print(Text(report.gain, style="dim"))
+
+
+def show_plan(plan: Plan, console: Console, verbose: bool = False) -> None:
+    """What would happen, what it would take, and what it would bring."""
+    console.print(Text(f"{plan.model}: {plan.origin}", style="bold"))
+    console.print(Text(plan.recipe, style="dim"))
+    console.print()
+    console.print(_site_table(plan.sites, verbose))
+    console.print()
+    facts = _facts()
+    facts.add_row("changed", f"{plan.n_changed} of {len(plan.sites)} weights, {plan.share_changed:.0%} of the parameters")
+    if plan.cost is not None:
+        facts.add_row("memory", f"about {human_bytes(plan.cost.memory)}")
+        facts.add_row("time", f"about {human_seconds(plan.cost.seconds)} for calibration and solving, on this machine")
+    facts.add_row("calibration", plan.calibration)
+    facts.add_row("scored on", plan.evaluation)
+    facts.add_row(plan.backend, plan.gain)
+    console.print(facts)
+
+
+def show_inspection(found: Inspection, console: Console, verbose: bool = False) -> None:
+    console.print(Text(f"{found.name}: {found.origin}", style="bold"))
+    console.print(_site_table(found.sites, verbose))
+    console.print(f"{found.parameters:,} weights, {found.zeros / max(found.parameters, 1):.1%} of them zero")
+
+
+def show_names(groups: dict[str, dict[str, str]], console: Console) -> None:
+    for title, rows in groups.items():
+        console.print(Text(title, style="bold"))
+        table = _facts()
+        for name, text in rows.items():
+            table.add_row(f"  {name}", text)
+        console.print(table)
+
+
+# *** parts of a report ***
+
+
+def _verdict(report: Report) -> RenderableType:
+    word, style = ("PASSED", "bold green") if report else ("NOT MET", "bold red")
+    title = Text.assemble((word, style), f"  {report.model} -> {report.output}/", (f"  {report.backend} {report.dtype}", "dim"))
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for promise in report.promises:
+        mark, color = MARK[promise.met]
+        table.add_row(Text(f"  {mark:>3}", style=color), Text.assemble(promise.name, (f": {promise.detail}", "dim")))
+    return Group(title, table)
+
+
+def _score_table(report: Report) -> RenderableType:
+    scores = report.scores
+    if scores is None:
+        return Text(f"Not scored: {report.unscored}")
+    table = _table(scores.dense.metric, "", "standard error")
+    for name in ("dense", "compressed", "artifact"):
+        score = getattr(scores, name)
+        where = "in torch" if name != "artifact" else f"in {report.backend.split()[0]}"
+        table.add_row(f"{name}, {where}", f"{score.value:.2f}", f"{score.stderr:.2f}")
+    return Group(
+        table,
+        Text(_drop_line(scores)),
+        Text(f"scored on {scores.samples}\ncalibrated on {report.calibration}", style="dim"),
+    )
+
+
+def _drop_line(scores: Scores) -> str:
+    word = "worse" if scores.drop >= 0 else "better"
+    allowed = "" if scores.allowed is None else f", {scores.allowed:g} {scores.unit} allowed"
+    return f"{abs(scores.drop):.2f} {scores.unit} {word} than dense (standard error {scores.stderr:.2f}{allowed})"
+
+
+def _latency_table(report: Report) -> RenderableType | None:
+    if not report.latency:
+        return None
+    table = _table("latency, 1 thread", "dense p50 (p90)", "artifact p50 (p90)", "ratio (quartiles)", "n")
+    for row in report.latency:
+        dense, own = row.latency["dense"], row.latency["artifact"]
+        low, high = row.spread["artifact"]
+        table.add_row(
+            row.workload,
+            f"{dense.p50:.2f} ({dense.p90:.2f}) ms",
+            f"{own.p50:.2f} ({own.p90:.2f}) ms",
+            f"{row.ratio['artifact']:.2f}x ({low:.2f}-{high:.2f})",
+            str(own.n),
+        )
+    return table
+
+
+def _size_line(report: Report) -> Text:
+    sizes = report.sizes
+    return Text(
+        f"files {human_bytes(sizes.artifact_bytes)} (dense {human_bytes(sizes.dense_bytes)}); "
+        f"{sizes.nonzero:,} of {sizes.parameters:,} weights are not zero (dense {sizes.dense_nonzero:,})"
+    )
+
+
+# *** sites ***
+
+
+def _site_table(sites: Sequence[SiteRecord], verbose: bool) -> RenderableType:
+    """One row per site, or per kind of site: `transformer.h.*.mlp.c_fc.weight (4)`."""
+    table = _table("weight", "shape", "axis", "pattern", "zeros", "error")
+    notes: dict[tuple[str, str], list[str]] = {}
+    for name, members in _groups(sites, verbose):
+        first = members[0]
+        label = f"{name} ({len(members)})" if len(members) > 1 else name
+        axis = "" if first.axis < 0 else str(first.axis)
+        table.add_row(
+            label, "x".join(map(str, first.shape)), axis, _pattern_cell(first), _span(members, "sparsity", "{:.0%}"),
+            _span(members, "relative_error", "{:.1%}"),
+        )  # fmt: skip
+        if first.status != "changed" and first.reason:
+            notes.setdefault((first.status, first.reason), []).append(label)
+    lines = [
+        Text.assemble((f"{status}: ", "bold red" if status == "refused" else "bold"), f"{', '.join(names)}: {reason}")
+        for (status, reason), names in notes.items()
+    ]
+    return Group(table, *lines)
+
+
+def _groups(sites: Sequence[SiteRecord], verbose: bool) -> list[tuple[str, list[SiteRecord]]]:
+    groups: dict[Any, list[SiteRecord]] = {}
+    for site in sites:
+        name = site.name if verbose else re.sub(r"(?<=\.)\d+(?=\.)", "*", site.name)
+        key = (name, site.shape, site.status, site.reason, site.asked, site.found, site.holds)
+        groups.setdefault(key, []).append(site)
+    return [(members[0].name if len(members) == 1 else key[0], members) for key, members in groups.items()]
+
+
+def _pattern_cell(site: SiteRecord) -> Text:
+    if site.holds is not None:
+        mark, color = MARK[site.holds]
+        return Text.assemble(site.asked, " ", (mark, color))
+    if site.status == "changed":
+        return Text(site.asked)
+    return Text(site.found or ("refused" if site.status == "refused" else "dense"), style="dim")
+
+
+def _span(members: Iterable[SiteRecord], field: str, form: str) -> str:
+    values = [value for value in (getattr(site, field) for site in members) if value is not None]
+    if not values:
+        return ""
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low}-{high}"
+
+
+# *** layout ***
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for position, column in enumerate(columns):
+        table.add_column(column, overflow="fold", justify="left" if position == 0 else "right")
+    return table
+
+
+def _facts() -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    return table
+
+
+def human_bytes(n: float) -> str:
+    """Bytes as people read them, in powers of ten."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= scale:
+            return f"{n / scale:.1f} {unit}"
+    return f"{n:.0f} bytes"
+
+
+def human_seconds(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
