@@ -39,12 +39,15 @@ def home(module: str) -> str | None:
         return None
     if names[1] in PARTS:
         return names[1]
+    if names[1] == "__init__":
+        return "front door"
     return "command line" if names[1] in ("cli", "__main__") else "core"
 
 
 def violations(file: str, tree: ast.AST) -> Iterator[str]:
     own = home("compressor." + file.removeprefix("compressor/").removesuffix(".py").replace("/", "."))
-    allowed = {None, "core", own}
+    # The front door offers names of every part, each loaded on first use.
+    allowed = {None, "core", own, *(PARTS if own == "front door" else ())}
     for module in imported(tree):
         if module.startswith("."):
             yield f"{file}: a relative import of {module}"
@@ -71,6 +74,7 @@ def test_the_core_imports_the_core_and_passes_backends_and_models_never_each_oth
         ("passes/a.py", "from compressor.graph import Graph", ""),
         ("passes/a.py", "from compressor.passes.masks import nm_keep", ""),
         ("passes/a.py", "import torch", ""),
+        ("compressor/__init__.py", "from compressor.models.python import Model", ""),
         ("compressor/cli.py", "from compressor import pipeline", ""),
         ("passes/a.py", "from compressor import backends", "passes imports compressor.backends"),
         ("models/a.py", "def f():\n    import compressor.passes.masks", "models imports compressor.passes.masks"),
@@ -97,6 +101,11 @@ def test_each_runtime_is_imported_in_one_file_and_transformers_only_by_models():
 # *** the command line answers at once ***
 
 HELP = "import sys\nsys.argv = ['compress', '--help']\nfrom compressor.cli import main\nmain()"
+
+
+def test_the_front_door_loads_nothing_until_asked():
+    code = f"import compressor, sys; sys.exit(len({HEAVY} & sys.modules.keys()))"
+    assert python(code).returncode == 0
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
