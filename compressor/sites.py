@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 aten = torch.ops.aten
@@ -28,7 +28,7 @@ Role = Literal["", "stem", "head", "tied"]
 
 _CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv1d.padding: 1, aten.conv2d.padding: 2}
 _MATMULS = (aten.mm.default, aten.matmul.default)
-_TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default)
+_TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default, aten.mT.default)
 _MOVEMENTS = (
     aten.embedding.default, aten.cat.default, aten.stack.default, aten.index.Tensor, aten.index_select.default,
     aten.repeat.default, aten.clone.default, aten.reshape.default, aten.pad.default, aten.gather.default,
@@ -116,7 +116,7 @@ class WeightSite:
         """
         if self.layout != "kernel":
             return x.reshape(1, -1, self.d)
-        patches = _patches(self.weight, *_conv_arguments(use.node), x, positions)  # (n, kernel, C)
+        patches = _patches(self.weight, *_conv_arguments(use.node), self._batched(x), positions)  # (n, kernel, C)
         n, kernel, _ = patches.shape
         return patches.reshape(n, kernel, self.groups, self.K).permute(2, 0, 1, 3).reshape(self.groups, n, self.d)
 
@@ -125,14 +125,20 @@ class WeightSite:
         if self.layout != "kernel":
             return x.numel() // self.d
         stride, padding, dilation = _conv_arguments(use.node)
+        x = self._batched(x)
         return x.shape[0] * math.prod(_output_size(x, self.weight, stride, padding, dilation))
+
+    def _batched(self, x: Tensor) -> Tensor:
+        """A convolution's input with its batch axis, which an operator may do without."""
+        return x if x.ndim == self.weight.ndim else x[None]
 
 
 @dataclass(frozen=True)
 class Orphan:
     """A weight of two or more axes that is no site, and why.
 
-    is_refused: an operator contracts it in a way this compiler does not know, so a request for "every weight" is not met.
+    is_refused: an operator contracts it in a way this compiler does not know, so a request for "every weight" is not
+        met.
     """
 
     name: str
@@ -162,6 +168,8 @@ def find_sites(module: fx.GraphModule) -> list[WeightSite]:
         if match is None:
             continue
         weight_node, activation, layout, groups = match
+        if not isinstance(_tensor(module, weight_node), nn.Parameter):
+            continue
         site = found.setdefault(
             id(_tensor(module, weight_node)),
             _Found(str(weight_node.target), str(node.target).removeprefix("aten."), layout, groups),
@@ -179,7 +187,9 @@ def _site(module: fx.GraphModule, key: int, found: _Found, roles: dict[int, Role
     if len(found.layouts) > 1:
         conflict = "shared by consumers that contract it along different axes"
     role: Role = "tied" if others else roles.get(key, "")
-    return WeightSite(found.name, found.op, weight, found.layout, tuple(found.uses), found.groups, role, others, conflict)
+    return WeightSite(
+        found.name, found.op, weight, found.layout, tuple(found.uses), found.groups, role, others, conflict
+    )
 
 
 def _contraction(node: fx.Node) -> tuple[fx.Node, fx.Node, Layout, int] | None:
@@ -215,14 +225,20 @@ def _weight(value: object) -> tuple[fx.Node | None, bool]:
     """The get_attr behind a value and whether an odd number of 2-D transposes lies between."""
     is_transposed = False
     while isinstance(value, fx.Node) and value.op == "call_function":
-        if value.target in _TRANSPOSES:
-            is_transposed = not is_transposed
+        if value.target in _TRANSPOSES and value.meta["val"].ndim == 2:
+            is_transposed ^= _swaps(value)
         elif value.target not in _ALIASES:
             return None, False
         value = value.args[0]
     if isinstance(value, fx.Node) and value.op == "get_attr" and isinstance(value.meta.get("val"), Tensor):
         return value, is_transposed
     return None, False
+
+
+def _swaps(transpose: fx.Node) -> bool:
+    """Whether it swaps the axes of a matrix; `permute(0, 1)` and `transpose(0, -2)` do not."""
+    probe = torch.empty(2, 3, device="meta")
+    return bool(transpose.target(probe, *transpose.args[1:]).shape != probe.shape)  # type: ignore[operator]
 
 
 def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
@@ -339,7 +355,9 @@ def _margins(kernel: Iterable[int], padding: list[int] | str, dilation: list[int
     return [(int(p), int(p)) for p in padding]
 
 
-def _output_size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int] | str, dilation: list[int]) -> list[int]:
+def _output_size(
+    x: Tensor, weight: Tensor, stride: list[int], padding: list[int] | str, dilation: list[int]
+) -> list[int]:
     kernel = weight.shape[2:]
     margins = _margins(kernel, padding, dilation)
     return [
@@ -348,8 +366,14 @@ def _output_size(x: Tensor, weight: Tensor, stride: list[int], padding: list[int
     ]
 
 
-def _patches(weight: Tensor, stride: list[int], padding: list[int] | str, dilation: list[int], x: Tensor,
-             positions: Tensor | None) -> Tensor:
+def _patches(
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int] | str,
+    dilation: list[int],
+    x: Tensor,
+    positions: Tensor | None,
+) -> Tensor:
     """What each output position sees: (n, kernel positions, C), gathered one kernel position at a time."""
     kernel = weight.shape[2:]
     size = _output_size(x, weight, stride, padding, dilation)
