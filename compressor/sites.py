@@ -300,26 +300,53 @@ def _roles(module: fx.GraphModule, found: dict[int, _Found]) -> dict[int, Role]:
 def find_orphans(module: fx.GraphModule, sites: Iterable[WeightSite]) -> list[Orphan]:
     """Every parameter of two or more axes that no site owns, with what reads it."""
     owned = {id(site.weight) for site in sites}
+    fixed = _fixed(module)
     readers: dict[int, set[Any]] = {}
+    contracting: dict[int, set[Any]] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor):
-            readers.setdefault(id(_tensor(module, node)), set()).update(user.target for user in _readers(node))
+            key = id(_tensor(module, node))
+            readers.setdefault(key, set()).update(user.target for user in _readers(node))
+            contracting.setdefault(key, set()).update(_contracting(node, fixed))
     return [
-        Orphan(name, tuple(weight.shape), *_reason(readers.get(id(weight), set())))
+        Orphan(name, tuple(weight.shape), *_reason(readers.get(id(weight), set()), contracting.get(id(weight), set())))
         for name, weight in module.named_parameters()
         if weight.ndim >= 2 and id(weight) not in owned
     ]
 
 
-def _reason(readers: set[Any]) -> tuple[str, bool]:
+def _fixed(module: fx.GraphModule) -> set[fx.Node]:
+    """Values made of weights and constants alone."""
+    fixed: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and fixed.issuperset(node.all_input_nodes)):
+            fixed.add(node)
+    return fixed
+
+
+def _contracting(node: fx.Node, fixed: set[fx.Node]) -> Iterable[Any]:
+    """Operators that sum over a weight, or over what is made of it before any activation joins in (`W * mask`)."""
+    for user in _readers(node):
+        if not _moves_or_maps(user.target):
+            yield user.target
+        elif user in fixed:
+            yield from _contracting(user, fixed)
+
+
+def _reason(readers: set[Any], contracting: set[Any]) -> tuple[str, bool]:
     if not readers:
         return "read by nothing", False
     if readers <= {aten.embedding.default}:
         return "looked up, not contracted", False
-    names = ", ".join(sorted(str(reader).removeprefix("aten.") for reader in readers))
-    if all(_moves_or_maps(reader) for reader in readers):
-        return f"read by {names}: not contracted", False
-    return f"read by {names}, which is not a contraction this compiler knows", True
+    if not contracting:
+        return f"read by {_names(readers)}: not contracted", False
+    if contracting.isdisjoint(readers):
+        return f"changed by {_names(readers)} before {_names(contracting)} contracts it", True
+    return f"read by {_names(readers)}, which is not a contraction this compiler knows", True
+
+
+def _names(operators: Iterable[Any]) -> str:
+    return ", ".join(sorted(str(operator).removeprefix("aten.") for operator in operators))
 
 
 def _moves_or_maps(reader: Any) -> bool:

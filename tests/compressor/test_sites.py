@@ -235,44 +235,68 @@ def test_a_product_of_two_weights_is_no_site():
     assert [orphan.name for orphan in graph.orphans] == ["a", "b"]
 
 
-@pytest.mark.parametrize(
-    ("model", "x", "reason"),
-    [
-        (nn.Embedding(9, 4), torch.arange(6), "looked up, not contracted"),
-        (
-            nn.ConvTranspose2d(3, 4, 3),
-            normal(2, 3, 5, 5),
-            "read by conv_transpose2d.input, which is not a contraction this compiler knows",
-        ),
-        (
-            Compute(lambda self, x: F.linear(x, self.weight / self.weight.norm()), weight=normal(4, 6)),
-            normal(3, 6),
-            "read by div.Tensor, linalg_vector_norm.default, which is not a contraction this compiler knows",
-        ),
-        (
-            Compute(lambda self, x: self.weight @ x, weight=normal(4, 6)),
-            normal(6, 3),
-            "read by matmul.default, which is not a contraction this compiler knows",
-        ),
-        (
-            Compute(lambda self, x: F.conv2d(x, self.weight.transpose(0, 1)), weight=normal(3, 4, 1, 1)),
-            normal(2, 3, 5, 5),
-            "read by conv2d.default, which is not a contraction this compiler knows",
-        ),
-        (
-            Compute(lambda self, x: x @ self.weight, weight=normal(2, 6, 4)),
-            normal(2, 3, 6),
-            "read by matmul.default, which is not a contraction this compiler knows",
-        ),
-        (Compute(lambda self, x: x + 1, weight=normal(4, 6)), normal(3, 6), "read by nothing"),
-    ],
-    ids=["embedding", "transposed convolution", "normalised", "weight first", "transposed kernel", "batched", "unused"],
-)
-def test_a_weight_that_is_no_site_is_an_orphan_with_the_reason(model, x, reason):
+UNKNOWN = "which is not a contraction this compiler knows"
+
+ORPHANS = {
+    "embedding": (nn.Embedding(9, 4), torch.arange(6), "looked up, not contracted", False),
+    "unused": (Compute(lambda self, x: x + 1, weight=normal(4, 6)), normal(3, 6), "read by nothing", False),
+    "added": (
+        Compute(lambda self, x: x + self.weight, weight=normal(3, 6)),
+        normal(3, 6),
+        "read by add.Tensor: not contracted",
+        False,
+    ),
+    "added and normalised": (
+        Compute(lambda self, x: F.layer_norm(x + self.weight, (6,)), weight=normal(3, 6)),
+        normal(3, 6),
+        "read by add.Tensor: not contracted",
+        False,
+    ),
+    "masked": (
+        Compute(lambda self, x: F.linear(x, (self.weight * self.mask).T), weight=normal(6, 4), mask=torch.ones(4)),
+        normal(3, 6),
+        "changed by mul.Tensor before linear.default contracts it",
+        True,
+    ),
+    "normalised": (
+        Compute(lambda self, x: F.linear(x, self.weight / self.weight.norm()), weight=normal(4, 6)),
+        normal(3, 6),
+        f"read by div.Tensor, linalg_vector_norm.default, {UNKNOWN}",
+        True,
+    ),
+    "transposed convolution": (
+        nn.ConvTranspose2d(3, 4, 3),
+        normal(2, 3, 5, 5),
+        f"read by conv_transpose2d.input, {UNKNOWN}",
+        True,
+    ),
+    "transposed kernel": (
+        Compute(lambda self, x: F.conv2d(x, self.weight.transpose(0, 1)), weight=normal(3, 4, 1, 1)),
+        normal(2, 3, 5, 5),
+        f"read by conv2d.default, {UNKNOWN}",
+        True,
+    ),
+    "weight first": (
+        Compute(lambda self, x: self.weight @ x, weight=normal(4, 6)),
+        normal(6, 3),
+        f"read by matmul.default, {UNKNOWN}",
+        True,
+    ),
+    "batched": (
+        Compute(lambda self, x: x @ self.weight, weight=normal(2, 6, 4)),
+        normal(2, 3, 6),
+        f"read by matmul.default, {UNKNOWN}",
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "x", "reason", "is_refused"), ORPHANS.values(), ids=ORPHANS.keys())
+def test_a_weight_that_is_no_site_is_an_orphan_with_the_reason(model, x, reason, is_refused):
     graph = graph_of(model, x, dynamic=[{}])
     assert not graph.sites
     [orphan] = graph.orphans
-    assert (orphan.name, orphan.reason) == ("weight", reason)
+    assert (orphan.name, orphan.reason, orphan.is_refused) == ("weight", reason, is_refused)
 
 
 def test_biases_and_norms_are_neither_sites_nor_orphans():
