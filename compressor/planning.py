@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from compressor.calibrate import Measured, input_of, measure
+from compressor.calibrate import input_of, measure
 from compressor.driver import open_backend, open_source, resolve
-from compressor.graph import Graph
+from compressor.graph import Feeds, Graph
 from compressor.pipeline import format_pass
 from compressor.progress import Progress, Quiet
 from compressor.proof import site_records
@@ -19,7 +19,8 @@ from compressor.recipe import Recipe
 from compressor.report import SiteRecord
 from compressor.sites import WeightSite
 
-GEMM = 768
+GEMM = 768  # side of the product that tells how fast this machine is
+SAMPLE = 8  # calibration samples run to tell what all of them take
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress |
     cost, calibration = None, "none is needed"
     if any(one.needs_data for one in recipe.passes):
         n = max(one.samples for one in recipe.passes)
-        progress.say("measure one calibration sample")
-        cost = _cost(graph, [site for site in graph.sites if site.name in changed], source.calibration(1)[0], n)
+        progress.say("measure a few calibration samples")
+        cost = _cost(graph, [site for site in graph.sites if site.name in changed], source.calibration(min(n, SAMPLE))[0], n)
         calibration = f"up to {n} samples from {source.calibration_description}"
     return Plan(
         recipe.model or source.name,
@@ -92,13 +93,14 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress |
 # *** cost ***
 
 
-def _cost(graph: Graph, sites: Sequence[WeightSite], sample: Any, n: int) -> Cost:
-    """From one sample's forward pass and the speed of a matrix product, both measured now."""
-    one = measure(graph, sites, sample)
-    seconds = 2 * n * one.forward_seconds  # each segment runs once to be seen and once with its new weights
-    seconds += sum(_flops(site, n * one.rows[site], site_counts) for site, site_counts in _first_of_input(sites)) / _rate()
+def _cost(graph: Graph, sites: Sequence[WeightSite], batch: Feeds, n: int) -> Cost:
+    """From the forward pass of one batch and the speed of a matrix product, both measured now."""
+    one = measure(graph, sites, batch)
+    times = n / len(next(iter(batch.values())))
+    seconds = 2 * times * one.forward_seconds  # each segment runs once to be seen and once with its new weights
+    seconds += sum(_flops(site, times * one.rows[site], is_first) for site, is_first in _first_of_input(sites)) / _rate()
     weights = sum(x.numel() * x.element_size() for x in graph.module.parameters())
-    return Cost(weights + n * one.live_bytes + _statistics_bytes(one) + _workspace(sites), seconds)
+    return Cost(weights + times * one.live_bytes + max(one.segment_statistics, default=0) + _workspace(sites), seconds)
 
 
 def _first_of_input(sites: Sequence[WeightSite]) -> list[tuple[WeightSite, bool]]:
@@ -117,10 +119,6 @@ def _flops(site: WeightSite, rows: float, has_own_gram: bool) -> float:
     d, m = site.d, site.m // site.groups
     gram = 2 * min(rows, 64 * d if site.layout == "kernel" else rows) * d * d if has_own_gram else 0
     return site.groups * (gram + d**3 / 3 + 24 * m * d * d)
-
-
-def _statistics_bytes(one: Measured) -> float:
-    return max(one.segment_statistics, default=0)
 
 
 def _workspace(sites: Sequence[WeightSite]) -> float:

@@ -127,32 +127,44 @@ def _size_line(report: Report) -> Text:
 
 def _site_table(sites: Sequence[SiteRecord], verbose: bool) -> RenderableType:
     """One row per site, or per kind of site: `transformer.h.*.mlp.c_fc.weight (4)`."""
-    table = _table("weight", "shape", "axis", "pattern", "zeros", "error")
-    notes: dict[tuple[str, str], list[str]] = {}
+    rows, notes = [], {}
     for name, members in _groups(sites, verbose):
         first = members[0]
         label = f"{name} ({len(members)})" if len(members) > 1 else name
-        axis = "" if first.axis < 0 else str(first.axis)
-        table.add_row(
-            label, "x".join(map(str, first.shape)), axis, _pattern_cell(first), _span(members, "sparsity", "{:.0%}"),
-            _span(members, "relative_error", "{:.1%}"),
-        )  # fmt: skip
-        if first.status != "changed" and first.reason:
+        rows.append([
+            label, "x".join(map(str, first.shape)), "" if first.axis < 0 else str(first.axis), _pattern_cell(first),
+            _span(members, "sparsity", "{:.0%}"), _span(members, "relative_error", "{:.1%}"),
+        ])  # fmt: skip
+        if first.reason:
             notes.setdefault((first.status, first.reason), []).append(label)
     lines = [
-        Text.assemble((f"{status}: ", "bold red" if status == "refused" else "bold"), f"{', '.join(names)}: {reason}")
+        Text.assemble(("refused: ", "bold red") if status == "refused" else "", f"{', '.join(names)}: {reason}")
         for (status, reason), names in notes.items()
     ]
-    return Group(table, *lines)
+    return Group(_filled(rows, "weight", "shape", "axis", "pattern", "zeros", "error"), *lines)
+
+
+def _filled(rows: Sequence[Sequence[Any]], *titles: str) -> Table:
+    """A table of the columns that say something in at least one row."""
+    used = [at for at in range(len(titles)) if any(str(row[at]) for row in rows)]
+    table = _table(*(titles[at] for at in used))
+    for row in rows:
+        table.add_row(*(row[at] for at in used))
+    return table
 
 
 def _groups(sites: Sequence[SiteRecord], verbose: bool) -> list[tuple[str, list[SiteRecord]]]:
     groups: dict[Any, list[SiteRecord]] = {}
     for site in sites:
-        name = site.name if verbose else re.sub(r"(?<=\.)\d+(?=\.)", "*", site.name)
-        key = (name, site.shape, site.status, site.reason, site.asked, site.found, site.holds)
+        name = site.name if verbose else re.sub(r"(?<=\.)\d+(?=\.|$)", "*", _shown(site, verbose))
+        found = "" if site.holds is not None else site.found  # chance patterns of a ratio do not part the like
+        key = (name, site.shape, site.status, site.reason, site.asked, found, site.holds)
         groups.setdefault(key, []).append(site)
-    return [(members[0].name if len(members) == 1 else key[0], members) for key, members in groups.items()]
+    return [(_shown(members[0], verbose) if len(members) == 1 else key[0], members) for key, members in groups.items()]
+
+
+def _shown(site: SiteRecord, verbose: bool) -> str:
+    return site.name if verbose else site.name.removesuffix(".weight")
 
 
 def _pattern_cell(site: SiteRecord) -> Text:

@@ -51,6 +51,17 @@ def ratio_keep(score: Tensor, sparsity: float) -> Tensor:
     return drop_lowest(score, n_zeros(score.numel(), sparsity))
 
 
+def row_ratio_keep(score: Tensor, sparsity: float) -> Tensor:
+    """Drop exactly round(sparsity * d) of each row's scores, the lowest: (..., d) -> (..., d) bool.
+
+    Raises ValueError if a score is NaN.
+    """
+    _check(score)
+    n_kept = score.shape[-1] - n_zeros(score.shape[-1], sparsity)
+    order = score.argsort(dim=-1, descending=True, stable=True)  # (..., d)
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, order[..., :n_kept], True)
+
+
 def global_ratio_keep(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     """`ratio_keep` over the union of several tensors: the count is exact for all together, not for each.
 

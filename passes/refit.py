@@ -22,10 +22,11 @@ def conjugate_gradients(V: Tensor, keep: Tensor, W_target: Tensor, H: Tensor, it
     Z = R * inverse
     P = Z.clone()
     rz = _dot(R, Z)  # (m, 1)
+    floor = rz * torch.finfo(V.dtype).eps ** 2  # below it the residual is rounding, and steps along it diverge
     HP = torch.empty_like(V)
     for _ in range(iters):
         torch.matmul(P, H, out=HP).mul_(keep)
-        step = _ratio(rz, _dot(P, HP))
+        step = _ratio(rz, _dot(P, HP)) * (rz > floor)
         V.addcmul_(step, P)
         R.addcmul_(step, HP, value=-1)
         torch.mul(R, inverse, out=Z)

@@ -12,7 +12,7 @@ from compressor.calibrate import Statistics, calibrate
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
 from compressor.passes.damping import choose_lambda, dampen
-from compressor.passes.masks import global_ratio_keep, nm_fraction, nm_keep, ratio_keep
+from compressor.passes.masks import global_ratio_keep, nm_fraction, nm_keep, ratio_keep, row_ratio_keep
 from compressor.passes.refit import conjugate_gradients, squared_error
 from compressor.passes.sparsegpt import sparsegpt
 from compressor.pattern import NM, Pattern, Ratio, parse_pattern
@@ -157,14 +157,16 @@ class Sparsify:
         return V, keep
 
     def _keep(self, W: Tensor, H: Tensor | None) -> Tensor:
-        """The mask by score: |W|, or |W_ij| * ||X_j|| (Wanda), whose root mean square ||X_j|| is sqrt(H_jj)."""
-        score = W.abs()
-        if self.method == "wanda" and H is not None:
+        """The mask by score: |W|, or |W_ij| * ||X_j|| (Wanda), whose root mean square ||X_j|| is sqrt(H_jj).
+
+        A ratio is ranked over the whole matrix; by Wanda within each row, as the paper finds best (section 3).
+        """
+        is_wanda, pattern, score = self.method == "wanda" and H is not None, self._pattern, W.abs()
+        if is_wanda and H is not None:
             score = score * H.diagonal().clamp_min(0).sqrt()
-        pattern = self._pattern
         if isinstance(pattern, NM):
             return nm_keep(score, pattern.n, pattern.m)
-        return ratio_keep(score, pattern.sparsity)
+        return row_ratio_keep(score, pattern.sparsity) if is_wanda else ratio_keep(score, pattern.sparsity)
 
     def _global_keeps(self, sites: Sequence[WeightSite]) -> dict[WeightSite, Tensor]:
         assert isinstance(self._pattern, Ratio)
@@ -192,7 +194,7 @@ def _ensure_zeros(together: Sequence[WeightSite] | None, sites: Sequence[WeightS
     for group in [together] if together else [[site] for site in sites]:
         zeros = sum(int((site.weight == 0).sum()) for site in group)
         size = sum(site.weight.numel() for site in group)
-        # Each group of a grouped convolution rounds on its own: half a weight each.
-        slack = sum(site.groups for site in group) / 2 + 1
+        # Every row may round on its own: half a weight each.
+        slack = sum(site.m for site in group) / 2 + 1
         if zeros < sparsity * size - slack:
             raise InternalError(f"{group[0].name}: {zeros} of {size} weights are zero, {sparsity:.0%} were promised")
