@@ -1,6 +1,6 @@
-"""The CIFAR-10 ResNets of He et al. 2015, section 4.2 (option-A shortcuts), with weights and images kept beside the repository.
+"""The CIFAR-10 ResNets of He et al. 2015, section 4.2 (option-A shortcuts); weights are kept beside the repository.
 
-    compress export benchmarks/cifar_resnet.py:resnet20 --sparsity 2:4 --data ../shared/data/FOLDER
+compress export benchmarks/cifar_resnet.py:resnet20 --sparsity 2:4 --data ../shared/data/FOLDER
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions; where the shape changes the shortcut takes every second pixel and pads channels with zeros."""
+    """Two 3x3 convolutions; where the shape changes the shortcut drops every second pixel and pads with zeros."""
 
     def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()

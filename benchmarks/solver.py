@@ -26,9 +26,7 @@ DAMPING = 0.01
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     torch.set_num_threads(1)
@@ -70,10 +68,7 @@ def print_speed(runs: int) -> None:
                 lambda: upper_factor(H),  # noqa: B023
                 lambda: conjugate_gradients(V, keep, W, H, 10),  # noqa: B023
             )
-            loops = [
-                [a - b for a, b in zip(*pair, strict=True)]
-                for pair in ((plain, plain_factor), (ours, factor))
-            ]
+            loops = [[a - b for a, b in zip(*pair, strict=True)] for pair in ((plain, plain_factor), (ours, factor))]
             differ = keep != keep_plain
             W64, H64 = W.double(), H.double()
             differ64 = sparsegpt(W64, H64, pattern)[1] != plain_sparsegpt(W64, H64, pattern)[1]

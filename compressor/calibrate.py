@@ -76,8 +76,7 @@ def segments(graph: Graph, sites: Sequence[WeightSite]) -> list[Segment]:
     cuts = [
         here
         for (here, site), (_, following) in pairwise(uses)
-        if block_of(site.name) != block_of(following.name)
-        and not any(first <= here < last for first, last in spans)
+        if block_of(site.name) != block_of(following.name) and not any(first <= here < last for first, last in spans)
     ]
     bounds = [-1, *cuts, uses[-1][0]]
     needed = _ancestors(use.activation for site in sites for use in site.uses)
@@ -93,8 +92,9 @@ def segments(graph: Graph, sites: Sequence[WeightSite]) -> list[Segment]:
     ]
 
 
-def calibrate(graph: Graph, sites: Sequence[WeightSite], batches: Sequence[Feeds], *, seed: int,
-              progress: Progress) -> Iterator[tuple[Segment, dict[WeightSite, Statistics]]]:
+def calibrate(
+    graph: Graph, sites: Sequence[WeightSite], batches: Sequence[Feeds], *, seed: int, progress: Progress
+) -> Iterator[tuple[Segment, dict[WeightSite, Statistics]]]:
     """Yield each segment with its sites' statistics; write the sites' weights before asking for the next.
 
     batches: inputs by name. seed: chooses the positions sampled from convolutions' inputs.
@@ -106,9 +106,8 @@ def calibrate(graph: Graph, sites: Sequence[WeightSite], batches: Sequence[Feeds
     with progress.task("calibrating", total=2 * len(parts) * len(batches)) as step:
         for number, part in enumerate(parts):
             statistics = _empty_statistics(part.sites)
-            watched = {use.activation for site in part.sites for use in site.uses}
             for batch in values:
-                seen = machine.run_nodes(part, batch, keep=part.live | watched)
+                seen = machine.run_nodes(part, batch, keep=part.live | _watched(part))
                 _gather(statistics, seen | batch, len(batches), generator)
                 step()
             yield part, statistics
@@ -136,18 +135,22 @@ class Measured:
 
 def measure(graph: Graph, sites: Sequence[WeightSite], batch: Feeds) -> Measured:
     """Run the sites' segments once on one batch, to tell what calibration will take."""
-    machine, rows, live_bytes, seconds, sizes = _Machine(graph.module), {}, 0, 0.0, []
-    values = _placed(graph, batch)
+    machine, values = _Machine(graph.module), _placed(graph, batch)
+    seconds, live, sizes, rows = 0.0, [0], [], {}
     for part in segments(graph, sites):
         start = time.perf_counter()
-        seen = machine.run_nodes(part, values, keep=part.live | {use.activation for site in part.sites for use in site.uses})
+        values |= machine.run_nodes(part, values, keep=part.live | _watched(part))
         seconds += time.perf_counter() - start
-        values |= seen
-        rows |= {site: sum(site.n_positions(use, values[use.activation]) for use in site.uses) for site in part.sites}
+        for site in part.sites:
+            rows[site] = sum(site.n_positions(use, values[use.activation]) for use in site.uses)
         values = {node: value for node, value in values.items() if node in part.live}
-        live_bytes = max(live_bytes, sum(x.numel() * x.element_size() for x in values.values() if isinstance(x, Tensor)))
+        live.append(sum(x.nbytes for x in values.values() if isinstance(x, Tensor)))
         sizes.append(sum(4 * groups * d * d for groups, d in _gram_shapes(part.sites)))
-    return Measured(seconds, rows, live_bytes, tuple(sizes))
+    return Measured(seconds, rows, max(live), tuple(sizes))
+
+
+def _watched(part: Segment) -> set[fx.Node]:
+    return {use.activation for site in part.sites for use in site.uses}
 
 
 def _gram_shapes(sites: Iterable[WeightSite]) -> list[tuple[int, int]]:
@@ -217,7 +220,9 @@ def _empty_statistics(sites: Iterable[WeightSite]) -> dict[WeightSite, Statistic
     return result
 
 
-def _gather(statistics: dict[WeightSite, Statistics], values: Values, n_batches: int, generator: torch.Generator) -> None:
+def _gather(
+    statistics: dict[WeightSite, Statistics], values: Values, n_batches: int, generator: torch.Generator
+) -> None:
     done = set()
     for site, statistic in statistics.items():
         if id(statistic) in done:

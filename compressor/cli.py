@@ -32,30 +32,53 @@ app = typer.Typer(
 
 ModelName = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Hub id, local folder, zoo name, package.module:function or FILE.py:function."),
+    typer.Argument(
+        metavar="MODEL", help="Hub id, local folder, zoo name, package.module:function or FILE.py:function."
+    ),
 ]
 Sparsity = Annotated[
     str | None,
-    typer.Option("--sparsity", "-s", help="2:4 keeps at most 2 non-zero of every 4 weights; 0.5 or 50% makes half of them zero."),
+    typer.Option(
+        "--sparsity", "-s", help="2:4 keeps at most 2 non-zero of every 4 weights; 0.5 or 50% makes half of them zero."
+    ),
 ]
 Method = Annotated[str | None, typer.Option(help="How weights are scored: magnitude, wanda or sparsegpt.")]
-Scope = Annotated[str | None, typer.Option(help="Of a ratio: each site alone, or all together (global; magnitude only).")]
+Scope = Annotated[
+    str | None, typer.Option(help="Of a ratio: each site alone, or all together (global; magnitude only).")
+]
 Refit = Annotated[int | None, typer.Option(help="Conjugate-gradient steps on the kept weights; 0 switches them off.")]
-Damping = Annotated[float | None, typer.Option(help="Share of each channel's energy added to its Gram matrix; 0 chooses.")]
+Damping = Annotated[
+    float | None, typer.Option(help="Share of each channel's energy added to its Gram matrix; 0 chooses.")
+]
 Calibration = Annotated[int | None, typer.Option("--calibration-samples", help="Calibration samples.")]
-Targets = Annotated[list[str] | None, typer.Option(help="Glob over weight names; may be repeated. Default: all but stem, head and tied.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(help="Glob over weight names; may be repeated. Default: all but stem, head and tied."),
+]
 Ignore = Annotated[list[str] | None, typer.Option(help="Glob over weight names to leave dense; may be repeated.")]
-Data = Annotated[str | None, typer.Option(help="Text, JSONL, CSV or parquet file, image folder, dataset id, or folder with train and test.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Text, JSONL, CSV or parquet file, image folder, dataset id, or folder with train and test."),
+]
 BackendName = Annotated[str | None, typer.Option("--backend", "-b", help="Runtime to build for: onnxruntime (ort).")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or float16.")]
 Window = Annotated[int | None, typer.Option(help="Tokens per text sample.")]
 Samples = Annotated[int | None, typer.Option(help="Held-out samples to score.")]
-MaxDrop = Annotated[str | None, typer.Option(help="Fail when the artifact scores worse than dense by more: 1% (of perplexity) or points of top-1.")]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(help="Fail when the artifact scores worse than dense by more: 1% (of perplexity) or points of top-1."),
+]
 Preset = Annotated[str | None, typer.Option(help="fast, default or best: one word for method, refit and samples.")]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="A recipe.yaml, or the folder of an artifact; flags beside it win.")]
-Seed = Annotated[int | None, typer.Option(help="Chooses samples and masked tokens; the same seed gives the same bytes.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="A recipe.yaml, or the folder of an artifact; flags beside it win.")
+]
+Seed = Annotated[
+    int | None, typer.Option(help="Chooses samples and masked tokens; the same seed gives the same bytes.")
+]
 AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Accept that named sites were refused.")]
-RemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Off unless asked.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Off unless asked.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="One row per weight.")]
@@ -73,7 +96,9 @@ def export(
     dtype: Dtype = None,
     max_drop: MaxDrop = None,
     recipe: RecipeFile = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The artifact's folder. Default: NAME-BACKEND.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The artifact's folder. Default: NAME-BACKEND.")
+    ] = None,
     preset: Preset = None,
     seed: Seed = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact of the same name.")] = False,

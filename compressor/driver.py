@@ -19,7 +19,7 @@ from compressor.artifact import RECIPE, REPORT, check_free, folder_size, staged
 from compressor.errors import BackendError, RecipeError
 from compressor.graph import Feeds, Graph, Run
 from compressor.pipeline import Context, Observer, Outcome, dump_graphs, format_pass, run_pipeline
-from compressor.progress import Progress, Quiet
+from compressor.progress import QUIET, Progress
 from compressor.recipe import Recipe
 from compressor.registry import load, names
 from compressor.report import Report, Scores, Sizes, score_drop
@@ -29,8 +29,15 @@ DENSE_TWIN = ".dense"
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
 
 
-def export(model: Any, recipe: Recipe | str | None = None, *, output: str | Path | None = None, overwrite: bool = False,
-           progress: Progress | None = None, dump_graph: str | Path | None = None) -> Report:
+def export(
+    model: Any,
+    recipe: Recipe | str | None = None,
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress = QUIET,
+    dump_graph: str | Path | None = None,
+) -> Report:
     """Compress a model, write the artifact, and prove on it what was done.
 
     model: a hub id, a local folder, a zoo name, `module:function`; or (module, example inputs), a compressor.Model, or
@@ -41,14 +48,15 @@ def export(model: Any, recipe: Recipe | str | None = None, *, output: str | Path
     Returns a Report that is true when every promise is met. Raises a UserError; then nothing was written.
     """
     recipe = resolve(model, recipe)
-    progress = progress or Quiet()
     output = Path(output) if output else default_output(recipe)
     backend = open_backend(recipe)
     check_free(output, overwrite)
     source = open_source(model, recipe)
     observers = [dump_graphs(Path(dump_graph))] if dump_graph else []
     with staged(output, overwrite) as folder:
-        report = dataclasses.replace(_Run(source, backend, recipe, progress, observers).compile(folder), output=output.name)
+        report = dataclasses.replace(
+            _Run(source, backend, recipe, progress, observers).compile(folder), output=output.name
+        )
         report.write(folder / REPORT)
         (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
     return report
@@ -74,7 +82,7 @@ def open_source(model: Any, recipe: Recipe) -> Source:
     """The first registered source that accepts the model opens it. Raises SourceError."""
     options = Options(recipe.data, recipe.window, recipe.seed, recipe.trust_remote_code)
     named = recipe.model if model is None else model
-    if hasattr(named, "lower") and hasattr(named, "calibration"):
+    if isinstance(named, Source):
         return named
     for kind in names("sources"):
         source = load("sources", kind)
@@ -94,7 +102,8 @@ def open_backend(recipe: Recipe) -> Backend:
         raise BackendError(f"backend {recipe.backend!r} cannot work here", found="not installed", hint=probe.hint)
     if recipe.dtype not in backend.dtypes():
         raise BackendError(
-            f"backend {recipe.backend!r} does not build {recipe.dtype}", found=f"it builds {', '.join(backend.dtypes())}"
+            f"backend {recipe.backend!r} does not build {recipe.dtype}",
+            found=f"it builds {', '.join(backend.dtypes())}",
         )
     return backend
 
@@ -102,7 +111,9 @@ def open_backend(recipe: Recipe) -> Backend:
 class _Run:
     """One export: its parts in order, and how long each took."""
 
-    def __init__(self, source: Source, backend: Backend, recipe: Recipe, progress: Progress, observers: Sequence[Observer]):
+    def __init__(
+        self, source: Source, backend: Backend, recipe: Recipe, progress: Progress, observers: Sequence[Observer]
+    ):
         self.source, self.backend, self.recipe = source, backend, recipe
         self.progress, self.observers = progress, observers
         self.seconds: dict[str, float] = {}
@@ -131,7 +142,9 @@ class _Run:
         artifact = proof.cast(self.backend.open(folder), recipe.dtype)
         artifact_score = self._score("score the artifact", evaluation, artifact)
         with self._stage("check the artifact"):
-            sites = proof.site_records(graph, (row for one in outcomes for row in one.rows), self.backend.stored(folder))
+            sites = proof.site_records(
+                graph, (row for one in outcomes for row in one.rows), self.backend.stored(folder)
+            )
             parity = proof.prove_parity(self.source, reference.run, artifact, recipe.dtype)
         scores = self._scores(evaluation, dense_score, compressed_score, artifact_score)
         with self._stage("time the artifact"):
@@ -191,7 +204,9 @@ class _Run:
         evaluation = self.source.evaluation(self.recipe.samples)
         if evaluation is None and self.recipe.max_drop is not None:
             raise RecipeError(
-                "max_drop needs something to score", found="data without labels", hint="--data with labels, or no --max-drop"
+                "max_drop needs something to score",
+                found="data without labels",
+                hint="--data with labels, or no --max-drop",
             )
         return evaluation
 
@@ -206,11 +221,11 @@ class _Run:
 
             return evaluation.score(counted)
 
-    def _scores(self, evaluation: Evaluation | None, *three: Any) -> Scores | None:
+    def _scores(self, evaluation: Evaluation | None, dense: Any, compressed: Any, artifact: Any) -> Scores | None:
         if evaluation is None:
             return None
-        dense, compressed, artifact = three
-        return Scores(evaluation.description, *three, *score_drop(dense, artifact), self.recipe.max_drop)
+        drop, stderr = score_drop(dense, artifact)
+        return Scores(evaluation.description, dense, compressed, artifact, drop, stderr, self.recipe.max_drop)
 
     def _in_dtype(self, graph: Graph) -> Graph:
         """The graph itself in float32; else the model captured again in that dtype, from the same weights."""

@@ -77,6 +77,6 @@ def _file_site(found: onnx_file.Contraction) -> SiteRecord:
     W = torch.from_numpy(found.along_last().copy())
     axis = found.axis % len(found.weight.shape)
     return SiteRecord(
-        found.site, found.op, tuple(int(size) for size in found.weight.shape), axis, "left", "",
+        found.site, found.op, tuple(found.weight.numpy().shape), axis, "left", "",
         found=observed_pattern(W), sparsity=(W == 0).double().mean().item(), where=f"{found.op} axis {axis}",
     )  # fmt: skip

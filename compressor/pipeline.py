@@ -87,7 +87,9 @@ class Pass(Protocol):
 Observer = Callable[[int, str, Graph], None]  # (stage number, its name, the graph after it)
 
 
-def run_pipeline(graph: Graph, passes: Iterable[Pass], context: Context, observers: Sequence[Observer] = ()) -> list[Outcome]:
+def run_pipeline(
+    graph: Graph, passes: Iterable[Pass], context: Context, observers: Sequence[Observer] = ()
+) -> list[Outcome]:
     """Run each pass, verify the graph, check what the pass promised, then call the observers."""
     graph.verify()
     for observe in observers:
@@ -120,7 +122,9 @@ def format_pass(one: Pass) -> str:
     return format_spec(one.name, one)
 
 
-def choose(sites: Iterable[WeightSite], targets: Sequence[str], ignore: Sequence[str]) -> tuple[list[WeightSite], list[Row]]:
+def choose(
+    sites: Iterable[WeightSite], targets: Sequence[str], ignore: Sequence[str]
+) -> tuple[list[WeightSite], list[Row]]:
     """Sites that the globs name, and a row "left" for each of the others.
 
     The stem, the head and weights tied to an embedding are left dense unless a glob other than `*` names them.

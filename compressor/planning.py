@@ -13,7 +13,7 @@ from compressor.calibrate import input_of, measure
 from compressor.driver import open_backend, open_source, resolve
 from compressor.graph import Feeds, Graph
 from compressor.pipeline import format_pass
-from compressor.progress import Progress, Quiet
+from compressor.progress import QUIET, Progress
 from compressor.proof import site_records
 from compressor.recipe import Recipe
 from compressor.report import SiteRecord
@@ -59,9 +59,9 @@ class Plan:
         return json.dumps({"schema": 1, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
 
-def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress | None = None) -> Plan:
+def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress = QUIET) -> Plan:
     """What `export` would do with the same arguments. Raises the UserErrors that it would raise."""
-    recipe, progress = resolve(model, recipe), progress or Quiet()
+    recipe = resolve(model, recipe)
     backend = open_backend(recipe)
     source = open_source(model, recipe)
     progress.say("capture the graph")
@@ -75,7 +75,9 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress |
     if any(one.needs_data for one in recipe.passes):
         n = max(one.samples for one in recipe.passes)
         progress.say("measure a few calibration samples")
-        cost = _cost(graph, [site for site in graph.sites if site.name in changed], source.calibration(min(n, SAMPLE))[0], n)
+        cost = _cost(
+            graph, [site for site in graph.sites if site.name in changed], source.calibration(min(n, SAMPLE))[0], n
+        )
         calibration = f"up to {n} samples from {source.calibration_description}"
     return Plan(
         recipe.model or source.name,
@@ -98,7 +100,9 @@ def _cost(graph: Graph, sites: Sequence[WeightSite], batch: Feeds, n: int) -> Co
     one = measure(graph, sites, batch)
     times = n / len(next(iter(batch.values())))
     seconds = 2 * times * one.forward_seconds  # each segment runs once to be seen and once with its new weights
-    seconds += sum(_flops(site, times * one.rows[site], is_first) for site, is_first in _first_of_input(sites)) / _rate()
+    seconds += (
+        sum(_flops(site, times * one.rows[site], is_first) for site, is_first in _first_of_input(sites)) / _rate()
+    )
     weights = sum(x.numel() * x.element_size() for x in graph.module.parameters())
     return Cost(weights + times * one.live_bytes + max(one.segment_statistics, default=0) + _workspace(sites), seconds)
 

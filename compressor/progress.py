@@ -2,23 +2,18 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
 class Progress(Protocol):
     """Where long work says how far it is."""
 
-    def task(self, label: str, total: int | None) -> "_Task":
+    def task(self, label: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
         """A context manager that gives a function to call after each of `total` steps; None when nobody knows."""
 
     def say(self, text: str) -> None:
         """One line about what happens now."""
-
-
-class _Task(Protocol):
-    def __enter__(self) -> Callable[[], None]: ...
-    def __exit__(self, *args: object) -> bool | None: ...
 
 
 class Quiet:
@@ -30,6 +25,9 @@ class Quiet:
 
     def say(self, text: str) -> None:
         return None
+
+
+QUIET = Quiet()
 
 
 class Terminal:
@@ -63,4 +61,4 @@ class Terminal:
 
 def choose(quiet: bool = False) -> Progress:
     """A bar when a person is watching standard error, else silence."""
-    return Terminal() if sys.stderr.isatty() and not quiet else Quiet()
+    return Terminal() if sys.stderr.isatty() and not quiet else QUIET

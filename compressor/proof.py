@@ -92,7 +92,9 @@ def prove_parity(source: Source, reference: Run, artifact: Run, dtype: str) -> P
     if expected is None or found is None:
         return Parity(gap, TOLERANCE[dtype], tuple(workloads))
     equal = int((expected == found).sum())
-    return Parity(gap, TOLERANCE[dtype], tuple(workloads), equal == expected.numel(), expected.numel(), dtype == "float32")
+    return Parity(
+        gap, TOLERANCE[dtype], tuple(workloads), equal == expected.numel(), expected.numel(), dtype == "float32"
+    )
 
 
 def cast(run: Run, dtype: str) -> Run:
@@ -108,7 +110,9 @@ def _as(feeds: Feeds, dtype: str) -> Feeds:
 # *** speed ***
 
 
-def time_beside_dense(source: Source, dense: Run, artifact: Run, dtype: str, progress: Progress) -> tuple[Comparison, ...]:
+def time_beside_dense(
+    source: Source, dense: Run, artifact: Run, dtype: str, progress: Progress
+) -> tuple[Comparison, ...]:
     """Each workload on the dense twin and on the artifact, in turn, on one thread."""
     workloads = source.workloads()
     with progress.task("timing", total=len(workloads)) as step:
@@ -122,7 +126,9 @@ def time_beside_dense(source: Source, dense: Run, artifact: Run, dtype: str, pro
 # *** verdict ***
 
 
-def promises(sites: Sequence[SiteRecord], scores: Scores | None, parity: Parity, allow_partial: bool) -> tuple[Promise, ...]:
+def promises(
+    sites: Sequence[SiteRecord], scores: Scores | None, parity: Parity, allow_partial: bool
+) -> tuple[Promise, ...]:
     """What the run promised, judged."""
     return tuple(
         promise
@@ -166,4 +172,3 @@ def _budget(scores: Scores | None) -> Promise | None:
         scores.is_within,
         f"{scores.dense.metric} {scores.drop:+.2f} {scores.unit} worse (allowed {scores.allowed:g} {scores.unit})",
     )
-

@@ -64,7 +64,8 @@ class Recipe:
         if self.window < 2 or self.samples < 1:
             raise RecipeError("window must be at least 2 and samples at least 1")
         if self.max_drop is not None and self.max_drop < 0:
-            raise RecipeError(f"max_drop cannot be {self.max_drop}", hint="--max-drop 1% allows a score one percent worse")
+            hint = "--max-drop 1% allows a score one percent worse"
+            raise RecipeError(f"max_drop cannot be {self.max_drop}", hint=hint)
 
     def __str__(self) -> str:
         return " | ".join([format_spec("export", _Settings.of(self)), *map(format_pass, self.passes)])
@@ -74,7 +75,8 @@ class Recipe:
         """The recipe that prints as this text. Raises RecipeError."""
         (name, settings), *passes = parse_specs(text)
         if name != "export":
-            raise RecipeError(f"a recipe begins with export{{...}}, not {name!r}", hint="export{model=gpt2} | sparsify{...}")
+            hint = "export{model=gpt2} | sparsify{...}"
+            raise RecipeError(f"a recipe begins with export{{...}}, not {name!r}", hint=hint)
         return _assemble(settings, [make_pass(name, options) for name, options in passes])
 
     def to_yaml(self) -> str:
@@ -107,7 +109,8 @@ class Recipe:
         now = _plain(self.passes[at]) if at < len(self.passes) else {}
         if "pattern" not in now | dict(options):
             raise RecipeError(
-                f"{', '.join(options)} says how to sparsify, but not to which pattern", hint="--sparsity 2:4, or --sparsity 0.5"
+                f"{', '.join(options)} says how to sparsify, but not to which pattern",
+                hint="--sparsity 2:4, or --sparsity 0.5",
             )
         passes = [*self.passes[:at], make_pass("sparsify", now | dict(options)), *self.passes[at + 1 :]]
         return dataclasses.replace(self, passes=tuple(passes))

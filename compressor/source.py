@@ -7,7 +7,7 @@ backend builds a file from a Graph, opens it, and says what a pattern is worth o
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -55,6 +55,7 @@ class Evaluation:
     score: Callable[[Run], Score]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A model and its data.
 

@@ -35,7 +35,8 @@ def show_plan(plan: Plan, console: Console, verbose: bool = False) -> None:
     console.print(_site_table(plan.sites, verbose))
     console.print()
     facts = _facts()
-    facts.add_row("changed", f"{plan.n_changed} of {len(plan.sites)} weights, {plan.share_changed:.0%} of the parameters")
+    share = f"{plan.share_changed:.0%} of their parameters"
+    facts.add_row("changed", f"{plan.n_changed} of {len(plan.sites)} weights, {share}")
     if plan.cost is not None:
         facts.add_row("memory", f"about {human_bytes(plan.cost.memory)}")
         facts.add_row("time", f"about {human_seconds(plan.cost.seconds)} for calibration and solving, on this machine")
@@ -65,7 +66,8 @@ def show_names(groups: dict[str, dict[str, str]], console: Console) -> None:
 
 def _verdict(report: Report) -> RenderableType:
     word, style = ("PASSED", "bold green") if report else ("NOT MET", "bold red")
-    title = Text.assemble((word, style), f"  {report.model} -> {report.output}/", (f"  {report.backend} {report.dtype}", "dim"))
+    runtime = f"  {report.backend} {report.dtype}"
+    title = Text.assemble((word, style), f"  {report.model} -> {report.output}/", (runtime, "dim"))
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column()
@@ -127,7 +129,8 @@ def _size_line(report: Report) -> Text:
 
 def _site_table(sites: Sequence[SiteRecord], verbose: bool) -> RenderableType:
     """One row per site, or per kind of site: `transformer.h.*.mlp.c_fc.weight (4)`."""
-    rows, notes = [], {}
+    rows: list[list[Any]] = []
+    notes: dict[tuple[str, str], list[str]] = {}
     for name, members in _groups(sites, verbose):
         first = members[0]
         label = f"{name} ({len(members)})" if len(members) > 1 else name
@@ -160,7 +163,8 @@ def _groups(sites: Sequence[SiteRecord], verbose: bool) -> list[tuple[str, list[
         found = "" if site.holds is not None else site.found  # chance patterns of a ratio do not part the like
         key = (name, site.shape, site.status, site.reason, site.asked, found, site.holds)
         groups.setdefault(key, []).append(site)
-    return [(_shown(members[0], verbose) if len(members) == 1 else key[0], members) for key, members in groups.items()]
+    labels = [_shown(members[0], verbose) if len(members) == 1 else key[0] for key, members in groups.items()]
+    return list(zip(labels, groups.values(), strict=True))
 
 
 def _shown(site: SiteRecord, verbose: bool) -> str:

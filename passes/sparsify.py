@@ -86,9 +86,10 @@ class Sparsify:
             reason = refusal(site, self._pattern)
             rows.append(Row(site.name, "refused" if reason else "changed", reason, asked=self.pattern))
         if not any(row.status == "changed" for row in rows):
+            reasons = sorted({f"{row.reason} ({row.site})" for row in rows})
             raise RecipeError(
                 f"no site can take {self.pattern}",
-                found="; ".join(sorted({f"{row.reason} ({row.site})" for row in rows})[:4]) or "a model without weight sites",
+                found="; ".join(reasons[:4]) or "a model without weight sites",
                 hint="compress plan MODEL --sparsity 0.5, or other --targets",
             )
         order = {site.name: position for position, site in enumerate(graph.sites)}
@@ -117,8 +118,9 @@ class Sparsify:
         if isinstance(self._pattern, Ratio):
             _ensure_zeros(sites if self.scope == "global" else None, sites, self._pattern.sparsity)
 
-    def _with_data(self, graph: Graph, sites: Sequence[WeightSite], keeps: dict[WeightSite, Tensor],
-                   context: Context) -> dict[WeightSite, dict[str, float]]:
+    def _with_data(
+        self, graph: Graph, sites: Sequence[WeightSite], keeps: dict[WeightSite, Tensor], context: Context
+    ) -> dict[WeightSite, dict[str, float]]:
         batches = context.calibration(self.samples)
         solved: dict[WeightSite, dict[str, float]] = {}
         for segment, statistics in calibrate(graph, sites, batches, seed=context.seed, progress=context.progress):
