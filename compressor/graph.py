@@ -4,8 +4,10 @@ A pass that writes a weight writes the module's weight; a pass that changes the 
 exported program is made anew from the graph when it is next needed.
 """
 
+import io
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,7 +62,7 @@ class Graph:
 
     def restructured(self) -> None:
         """To be called by a pass that has added, removed or rewired nodes or parameters."""
-        self.module.graph.lint()
+        self._lint()
         self.module.recompile()
         self._program = None
         self.__dict__.pop("sites", None)
@@ -74,40 +76,83 @@ class Graph:
 
     def verify(self) -> None:
         """Raise InternalError unless the graph is legal: it lints, and every site's weight is finite."""
-        self.module.graph.lint()
-        for site in self.sites:
-            if not torch.isfinite(site.weight).all():
-                raise InternalError(f"{site.name} holds NaN or Inf after a pass")
+        self._lint()
+        if broken := self.not_finite():
+            raise InternalError(f"{broken} holds NaN or Inf after a pass")
+
+    def _lint(self) -> None:
+        try:
+            self.module.graph.lint()
+        except RuntimeError as error:
+            raise InternalError(f"a pass has left the graph broken: {error}") from error
+
+    def not_finite(self) -> str:
+        """The first site whose weight holds NaN or Inf, or ""."""
+        return next((site.name for site in self.sites if not torch.isfinite(site.weight).all()), "")
 
     def text(self) -> str:
         """The graph as stable text, one line per value: name, dtype, shape, op, arguments."""
-        return "\n".join(_line(node, self.module) for node in self.module.graph.nodes if node.users or node.op == "output")
+        nodes = list(self.module.graph.nodes)
+        placeholders = [node for node in nodes if node.op == "placeholder"]
+        names: dict[str, str] = {}  # torch's symbol -> ours
+        for node, port in zip(placeholders, self.inputs, strict=True):
+            names |= {str(node.meta["val"].shape[axis]): symbol for axis, symbol in port.dynamic.items()}
+        ports = {node: port.name for node, port in zip(placeholders, self.inputs, strict=True)}
+        return "\n".join(_line(node, ports, names) for node in nodes if node.users or node.op == "output")
 
 
-def lower(model: nn.Module, forward: Callable[..., tuple[Tensor, ...]], example: Feeds,
-          inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> Graph:
+def lower(
+    model: nn.Module,
+    forward: Callable[..., tuple[Tensor, ...]],
+    example: Feeds,
+    inputs: tuple[Port, ...],
+    outputs: tuple[Port, ...],
+) -> Graph:
     """Capture a model as a Graph.
 
     forward: takes the inputs in order as plain tensors, returns the outputs in order; it calls the model.
     example: one tensor per input; an axis that varies must not have length 1 in it.
-    Raises SourceError with torch's reason when the model cannot be captured.
+    Raises SourceError with torch's reason when the model cannot be captured, or when a weight is not finite.
     """
-    with _forward_as(model, forward):
+    with _forward_as(model, forward), _quiet_torch():
         try:
             program = _export(model, example, inputs)
         except Exception as error:
             raise SourceError(
                 f"torch.export cannot capture {type(model).__name__}",
-                found=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+                found=_why(error),
                 hint="a forward without data-dependent Python branches; COMPRESS_DEBUG=1 shows torch's full report",
             ) from error
-    return Graph(program, inputs, outputs, example)
+    graph = Graph(program, inputs, outputs, example)
+    if broken := graph.not_finite():
+        raise SourceError(f"the weight {broken} holds NaN or Inf", hint="a model whose weights are finite")
+    return graph
+
+
+def _why(error: Exception) -> str:
+    """What torch found wrong, and the line of the model where it did, out of pages of advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    details = [line for line in lines[1:] if line.startswith(("- ", "File "))]
+    return " ".join([f"{type(error).__name__}:", *lines[:1], *details[:2]])
+
+
+@contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """torch logs and prints the graph that it could not capture; its exception holds the reason."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _export(module: nn.Module, example: Feeds, inputs: tuple[Port, ...]) -> ExportedProgram:
     # A view as example input ends in a guard on its base that later stages cannot read: clone.
     args = tuple(example[port.name].clone() for port in inputs)
-    dynamic: tuple = tuple({axis: Dim.DYNAMIC for axis in port.dynamic} for port in inputs)
+    dynamic: tuple = tuple(dict.fromkeys(port.dynamic, Dim.DYNAMIC) for port in inputs)
     if not isinstance(module, fx.GraphModule):
         dynamic = (dynamic,)  # the flat forward takes *args: one entry that holds them all
     # The math kernel is the one that decomposes with symbolic shapes.
@@ -140,13 +185,12 @@ def _forward_as(model: nn.Module, forward: Callable[..., tuple[Tensor, ...]]) ->
             del model.forward
 
 
-def _line(node: fx.Node, module: fx.GraphModule) -> str:
+def _line(node: fx.Node, ports: Mapping[fx.Node, str], names: Mapping[str, str]) -> str:
     if node.op == "output":
-        return f"return {node.args[0]}"
-    value = node.meta.get("val")
-    kind = f"{str(value.dtype).removeprefix('torch.')}{_shape(value)}" if isinstance(value, Tensor) else ""
+        return f"return {_argument(node.args[0])}"
+    kind = _kind(node.meta.get("val"), names)
     if node.op == "placeholder":
-        return f"%{node.name}: {kind} = input"
+        return f"%{node.name}: {kind} = input {ports[node]}"
     if node.op == "get_attr":
         return f"%{node.name}: {kind} = weight {node.target}"
     arguments = ", ".join([*map(_argument, node.args), *(f"{k}={_argument(v)}" for k, v in node.kwargs.items())])
@@ -161,5 +205,9 @@ def _argument(value: object) -> str:
     return str(value)
 
 
-def _shape(value: Tensor) -> str:
-    return f"[{', '.join(str(size) if isinstance(size, int) else '?' for size in value.shape)}]"
+def _kind(value: object, names: Mapping[str, str]) -> str:
+    """`float32[batch, 4]`; a size that is no input's is `?`."""
+    if not isinstance(value, Tensor):
+        return "number" if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)) else "values"
+    sizes = [str(size) if isinstance(size, int) else names.get(str(size), "?") for size in value.shape]
+    return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(sizes)}]"
