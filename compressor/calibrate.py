@@ -23,12 +23,15 @@ ROWS_PER_COLUMN = 64
 """Rows sampled per column of a convolution. Neighbouring positions of an image repeat each other; past 64 rows a
 column the solution no longer changes, and gathering every position would be most of the run time."""
 
+GRAM_BLOCK = 256
+"""Rows of a Gram matrix computed at a time, each from its diagonal on: half the work of the whole square."""
+
 Values = dict[fx.Node, Any]
 
 
 @dataclass
 class Statistics:
-    """The Gram matrices of one site's inputs: H (groups, d, d) float32, summed over n rows."""
+    """The Gram matrices of one site's inputs: the upper triangle of H (groups, d, d) float32, summed over n rows."""
 
     H: Tensor
     n: int = 0
@@ -36,12 +39,15 @@ class Statistics:
     def add(self, X: Tensor) -> None:
         """Add rows X (groups, n, d)."""
         for H, X_group in zip(self.H, X.float(), strict=True):
-            H.addmm_(X_group.T, X_group)
+            for i in range(0, len(H), GRAM_BLOCK):
+                j = i + GRAM_BLOCK
+                H[i:j, i:].addmm_(X_group[:, i:j].T, X_group[:, i:])  # (block, d - i)
         self.n += X.shape[1]
 
     def mean(self) -> Tensor:
         """X^T X / n as (groups, d, d)."""
-        return self.H / max(self.n, 1)
+        upper = self.H.triu()
+        return (upper + upper.triu(1).mT).div_(max(self.n, 1))
 
 
 @dataclass(frozen=True)
