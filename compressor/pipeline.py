@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+from compressor.errors import RecipeError
 from compressor.graph import Feeds, Graph
 from compressor.progress import Progress, Quiet
 from compressor.registry import load
@@ -108,7 +109,9 @@ def run_pipeline(
 
 def parse_pass(text: str) -> Pass:
     """`sparsify{pattern=2:4}` -> the pass. Raises RecipeError."""
-    [(name, options)] = parse_specs(text)
+    (name, options), *more = parse_specs(text)
+    if more:
+        raise RecipeError(f"{text!r} is more than one pass", hint=f"{name}{{...}} alone")
     return make_pass(name, options)
 
 

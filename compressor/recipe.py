@@ -6,6 +6,7 @@ is its one-line form, as text and back; YAML holds the same with every default w
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,27 @@ from typing import Any
 import yaml
 
 from compressor.errors import RecipeError
-from compressor.pipeline import Pass, format_pass, make_pass
+from compressor.pipeline import Pass, format_pass, make_pass, parse_pass
 from compressor.registry import unknown
 from compressor.spec import build, format_spec, parse_specs
 
 DTYPES = ("float32", "float16")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are decimal: to PyYAML `2:4` is 124, in base 60."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]\d+)?$|[-+]?\.(inf|nan)$", re.IGNORECASE),
+    list("-+.0123456789"),
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"method": "wanda", "refit": 5, "samples": 64},
@@ -88,13 +105,17 @@ class Recipe:
     def from_yaml(text: str) -> "Recipe":
         """The recipe that a YAML text holds. Unknown keys name the nearest known one. Raises RecipeError."""
         try:
-            loaded = yaml.safe_load(text)
+            loaded = yaml.load(text, _Loader)
         except yaml.YAMLError as error:
             raise RecipeError("the recipe is not YAML", found=" ".join(str(error).split())) from None
         if not isinstance(loaded, dict):
             raise RecipeError("a recipe is a mapping", found=type(loaded).__name__, hint="model: gpt2")
-        settings = {key: value for key, value in loaded.items() if key != "passes"}
-        return _assemble(settings, [_pass_from(entry) for entry in loaded.get("passes") or []])
+        passes = loaded.pop("passes", None) or []
+        if not isinstance(passes, list):
+            raise RecipeError(
+                f"passes cannot be {passes!r}", hint="a list:\n  passes:\n  - pass: sparsify\n    pattern: 2:4"
+            )
+        return _assemble(loaded, [_pass_from(entry) for entry in passes])
 
     def with_settings(self, settings: Mapping[str, Any]) -> "Recipe":
         """The recipe with some of its own fields (not the passes) replaced by raw values. Raises RecipeError."""
@@ -121,7 +142,10 @@ class Recipe:
         path = path / "recipe.yaml" if path.is_dir() else path
         if not path.exists():
             raise RecipeError(f"cannot find the recipe {path}", hint="a recipe.yaml, or the folder of an artifact")
-        return Recipe.from_yaml(path.read_text())
+        try:
+            return Recipe.from_yaml(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise RecipeError("the recipe is not YAML", found=f"{path.name}: {error}", hint="a recipe.yaml") from None
 
 
 # Everything but the passes: what `export{...}` and the top level of the YAML hold.
@@ -140,10 +164,9 @@ def _assemble(settings: Mapping[str, Any], passes: list[Pass]) -> Recipe:
 
 def _pass_from(entry: Any) -> Pass:
     if isinstance(entry, str):
-        [(name, options)] = parse_specs(entry)
-        return make_pass(name, options)
-    if not isinstance(entry, dict) or "pass" not in entry:
-        raise RecipeError(f"a pass in a recipe cannot be {entry!r}", hint="- pass: sparsify\n    pattern: '2:4'")
+        return parse_pass(entry)
+    if not isinstance(entry, dict) or not isinstance(entry.get("pass"), str):
+        raise RecipeError(f"a pass in a recipe cannot be {entry!r}", hint="- pass: sparsify\n    pattern: 2:4")
     return make_pass(entry["pass"], {key: value for key, value in entry.items() if key != "pass"})
 
 
