@@ -1,12 +1,14 @@
 """The command line: flags to a recipe, errors to exit codes, results to tables or JSON.
 
-Exit codes: 0 every promise met; 1 built, but a promise was not met; 2 the user can fix it; 70 our bug; 130 interrupted.
-Nothing heavy is imported before a command runs.
+Exit codes: 0 every promise met; 1 built, but a promise was not met; 2 the user can fix it; 70 our bug; 130 interrupted;
+143 terminated. Nothing heavy is imported before a command runs.
 """
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +18,9 @@ from compressor.errors import UserError
 
 if TYPE_CHECKING:
     from compressor.recipe import Recipe
+    from compressor.report import Report
 
-OK, NOT_MET, USER, BUG, INTERRUPTED = 0, 1, 2, 70, 130
+OK, NOT_MET, USER, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 
 app = typer.Typer(
     name="compress",
@@ -27,6 +30,25 @@ app = typer.Typer(
     help="Make a trained model smaller, and prove on the written file what was done.",
     epilog="Start with: compress export tiny-gpt2 --sparsity 2:4",
 )
+
+
+def _show_version(is_asked: bool) -> None:
+    from importlib.metadata import version
+
+    if is_asked:
+        typer.echo(f"compress {version('compressor')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    # Without a docstring: the application's own help stands.
+    pass
+
 
 # *** flags that several commands share ***
 
@@ -115,7 +137,7 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compress a model, write it for a runtime, and check the written file."""
+    """Compress a model for a runtime, and check the written file."""
     from compressor import driver, progress, terminal
 
     made = _recipe(recipe, model, _sparsify(sparsity, preset, locals()), _settings(locals()))
@@ -123,6 +145,8 @@ def export(
         None, made, output=output, overwrite=overwrite, progress=progress.choose(quiet), dump_graph=dump_graph
     )
     _print(report, json, quiet, lambda console: terminal.show_report(report, console, verbose))
+    if json or quiet:
+        _say_unmet(report)
     raise typer.Exit(OK if report else NOT_MET)
 
 
@@ -152,7 +176,7 @@ def plan(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what export would do, take and bring, without touching a weight."""
+    """Say what export would do, take and bring; touch no weight."""
     from compressor import plan as planning
     from compressor import progress, terminal
 
@@ -168,7 +192,7 @@ def inspect(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show sites, shapes, zeros, and the pattern on the axis the runtime reads."""
+    """Show weights, zeros, and patterns on the axis a runtime reads."""
     from compressor import inspect as look
     from compressor import terminal
 
@@ -181,15 +205,14 @@ def list_(json: Json = False) -> None:
     """List models, passes and backends, and what is missing here."""
     import json as encoder
 
-    from compressor import listing
+    from compressor import listing, terminal
 
     groups = listing.everything()
-    if json:
-        typer.echo(encoder.dumps(groups, indent=2, ensure_ascii=False))
-        return
-    from compressor import terminal
-
-    terminal.show_names(groups, _console())
+    with _reader_may_leave():
+        if json:
+            typer.echo(encoder.dumps(groups, indent=2, ensure_ascii=False))
+        else:
+            terminal.show_names(groups, _console())
 
 
 # *** flags to a recipe ***
@@ -234,10 +257,28 @@ def _recipe(file: Path | None, model: str | None, sparsify: dict[str, Any], sett
 
 
 def _print(result: Any, json: bool, quiet: bool, show: Callable[[Any], None]) -> None:
-    if json:
-        typer.echo(result.to_json(), nl=False)
-    elif not quiet:
-        show(_console())
+    with _reader_may_leave():
+        if json:
+            typer.echo(result.to_json(), nl=False)
+        elif not quiet:
+            show(_console())
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """`compress ... | head` keeps its own exit code, where rich exits with 1, which is a promise not met."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say_unmet(report: "Report") -> None:
+    """On standard error, for those who asked for no table."""
+    for promise in report.promises:
+        if not promise.met:
+            _complain(f"compress: not met: {promise.name}: {promise.detail}", NOT_MET)
 
 
 def _console() -> Any:
@@ -248,21 +289,20 @@ def _console() -> Any:
 
 def main() -> None:
     """Run a command; a user's mistake is one paragraph, a bug of ours keeps its traceback."""
-    debug = os.environ.get("COMPRESS_DEBUG", "") not in ("", "0")
+    # A polite kill cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        # Neither an Exit nor Ctrl-C comes out of typer: it returns their codes.
+        code = app(standalone_mode=False) or OK
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except UserError as error:
-        if debug:
-            raise
-        sys.exit(_complain(f"compress: {error}", USER))
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_complain("compress: interrupted; nothing was written", INTERRUPTED))
-    except BrokenPipeError:
-        sys.exit(OK)
+        if os.environ.get("COMPRESS_DEBUG", "") not in ("", "0"):
+            _print_traceback(error)
+        code = _complain(f"compress: {error}", USER)
     except Exception as error:
-        _click_or_bug(error)
+        code = _click_or_bug(error)
+    sys.exit(_complain("compress: interrupted; nothing was written", code) if code == INTERRUPTED else code)
 
 
 def _complain(text: str, code: int) -> int:
@@ -270,15 +310,19 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
-def _click_or_bug(error: Exception) -> None:
+def _click_or_bug(error: Exception) -> int:
     """A wrong flag is the user's; anything else is ours, with its traceback."""
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         error.show()  # type: ignore[attr-defined]
-        sys.exit(USER)
+        return USER
+    _print_traceback(error)
+    return _complain("compress: this is a bug of ours; please send the command and the lines above", BUG)
+
+
+def _print_traceback(error: Exception) -> None:
     import traceback
 
     traceback.print_exception(error)
-    sys.exit(_complain("compress: this is a bug of ours; please send the command and the lines above", BUG))
 
 
 if __name__ == "__main__":

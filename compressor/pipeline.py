@@ -130,8 +130,12 @@ def choose(
 ) -> tuple[list[WeightSite], list[Row]]:
     """Sites that the globs name, and a row "left" for each of the others.
 
-    The stem, the head and weights tied to an embedding are left dense unless a glob other than `*` names them.
+    A glob matches a name with or without its `.weight`. The stem, the head and weights tied to an embedding are left
+    dense unless a glob other than `*` names them. Raises RecipeError when a glob names nothing.
     """
+    sites = list(sites)
+    for glob in (*targets, *ignore):
+        _check_glob(glob, [site.name for site in sites])
     named, rows = [], []
     for site in sites:
         reason = _why_left(site, targets, ignore)
@@ -149,10 +153,21 @@ _LEFT = {
 }
 
 
+def _check_glob(glob: str, names: Sequence[str]) -> None:
+    if glob == "*" or not names or any(_matches(name, glob) for name in names):
+        return
+    near = difflib.get_close_matches(glob, names, n=3, cutoff=0.0)
+    raise RecipeError(f"no prunable weight is named {glob!r}", found=f"the nearest are {', '.join(near)}", hint=near[0])
+
+
+def _matches(name: str, glob: str) -> bool:
+    return any(fnmatch.fnmatchcase(form, glob) for form in (name, name.removesuffix(".weight")))
+
+
 def _why_left(site: WeightSite, targets: Sequence[str], ignore: Sequence[str]) -> str:
-    if any(fnmatch.fnmatchcase(site.name, glob) for glob in ignore):
+    if any(_matches(site.name, glob) for glob in ignore):
         return "ignored by request"
-    matching = [glob for glob in targets if fnmatch.fnmatchcase(site.name, glob)]
+    matching = [glob for glob in targets if _matches(site.name, glob)]
     if not matching:
         return "not among the targets"
     return _LEFT.get(site.role, "") if matching == ["*"] else ""
