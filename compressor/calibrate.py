@@ -1,15 +1,15 @@
 """Statistics of what each site sees, segment after segment of the graph, each on the outputs of the pruned ones before.
 
-A segment is the run of nodes that ends with the last site of a block (`transformer.h.3`). Every calibration batch is
+A segment is the run of nodes that ends after the last site of a block (`transformer.h.3`). Every calibration batch is
 run through a segment once to gather statistics; the caller then rewrites the segment's weights; every batch is run
 through it once more, with the new weights, to make the next segment's inputs. At any time the statistics of one
 segment and the live values at one cut are held, whatever the model's depth.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def block_of(name: str) -> str:
 
 
 def segments(graph: Graph, sites: Sequence[WeightSite]) -> list[Segment]:
-    """The graph cut after each block's last site; nodes that no site depends on are left out.
+    """The graph cut after each block's last site, where the fewest values live on; what no site depends on is left out.
 
     A weight with several consumers is never cut apart: its statistics are the sum over all of them.
     """
@@ -78,23 +78,43 @@ def segments(graph: Graph, sites: Sequence[WeightSite]) -> list[Segment]:
         return []
     index = {node: position for position, node in enumerate(graph.module.graph.nodes)}
     uses = sorted(((index[use.node], site) for site in sites for use in site.uses), key=lambda use: use[0])
-    spans = [(min(at), max(at)) for at in ([index[use.node] for use in site.uses] for site in sites)]
-    cuts = [
-        here
-        for (here, site), (_, following) in pairwise(uses)
-        if block_of(site.name) != block_of(following.name) and not any(first <= here < last for first, last in spans)
-    ]
-    bounds = [-1, *cuts, uses[-1][0]]
-    needed = _ancestors(use.activation for site in sites for use in site.uses)
-    order = [node for node in graph.module.graph.nodes if node in needed]
-    last_read = {node: max((index[user] for user in node.users if user in needed), default=-1) for node in order}
+    last_read = _last_read(sites, index)
+    bounds = [-1, *_cuts(uses, index, last_read), uses[-1][0]]
     return [
         Segment(
-            nodes=tuple(node for node in order if start < index[node] <= end),
+            nodes=tuple(node for node in last_read if start < index[node] <= end),
             sites=tuple(dict.fromkeys(site for at, site in uses if start < at <= end)),
-            live=frozenset(node for node in order if index[node] <= end < last_read[node]),
+            live=frozenset(node for node, last in last_read.items() if index[node] <= end < last),
         )
         for start, end in pairwise(bounds)
+    ]
+
+
+def _last_read(sites: Sequence[WeightSite], index: dict[fx.Node, int]) -> dict[fx.Node, int]:
+    """Every value that a site depends on, in graph order, and the position of its last reader; weights are left out."""
+    needed = _ancestors(use.activation for site in sites for use in site.uses)
+    readers = needed | {use.node for site in sites for use in site.uses}
+    return {
+        node: max(index[user] for user in node.users if user in readers)
+        for node in index
+        if node in needed and node.op != "get_attr"
+    }
+
+
+def _cuts(uses: list[tuple[int, WeightSite]], index: dict[fx.Node, int], last_read: dict[fx.Node, int]) -> list[int]:
+    """Between the last site of a block and the first of the next, the first position that the fewest values cross."""
+    spans: dict[WeightSite, list[int]] = {}
+    for at, site in uses:
+        spans.setdefault(site, []).append(at)
+    steps = [0] * len(index)
+    for node, last in last_read.items():
+        steps[index[node]] += 1
+        steps[last] -= 1
+    crossing = list(accumulate(steps))
+    return [
+        min(range(here, there), key=crossing.__getitem__)
+        for (here, site), (there, following) in pairwise(uses)
+        if block_of(site.name) != block_of(following.name) and not any(at[0] <= here < at[-1] for at in spans.values())
     ]
 
 
@@ -103,26 +123,42 @@ def calibrate(
 ) -> Iterator[tuple[Segment, dict[WeightSite, Statistics]]]:
     """Yield each segment with its sites' statistics; write the sites' weights before asking for the next.
 
+    The statistics are emptied when the next segment is asked for, so that those of one are held at a time.
+
     batches: inputs by name. seed: chooses the positions sampled from convolutions' inputs.
     """
     parts = segments(graph, sites)
+    if not parts:
+        return
     machine = _Machine(graph.module)
     generator = torch.Generator().manual_seed(seed)
     values = [_placed(graph, batch) for batch in batches]
-    with progress.task("calibrating", total=2 * len(parts) * len(batches)) as step:
-        for number, part in enumerate(parts):
-            statistics = _empty_statistics(part.sites)
-            for batch in values:
-                seen = machine.run_nodes(part, batch, keep=part.live | _watched(part))
-                _gather(statistics, seen | batch, len(batches), generator)
-                step()
+    with progress.task("calibrating", total=(2 * len(parts) - 1) * len(batches)) as step:
+        for part in parts:
+            statistics = _statistics(machine, part, values, generator, step)
             yield part, statistics
-            if number == len(parts) - 1:
-                return
-            for position, batch in enumerate(values):
-                seen = machine.run_nodes(part, batch, keep=part.live)
-                values[position] = {node: value for node, value in (batch | seen).items() if node in part.live}
-                step()
+            statistics.clear()
+            if part is not parts[-1]:
+                _advance(machine, part, values, step)
+
+
+def _statistics(
+    machine: "_Machine", part: Segment, values: list[Values], generator: torch.Generator, step: Callable[[], None]
+) -> dict[WeightSite, Statistics]:
+    statistics = _empty_statistics(part.sites)
+    for batch in values:
+        seen = machine.run_nodes(part, batch, keep=_watched(part))
+        _gather(statistics, batch | seen, len(values), generator)
+        step()
+    return statistics
+
+
+def _advance(machine: "_Machine", part: Segment, values: list[Values], step: Callable[[], None]) -> None:
+    """Carry every batch over a segment, as its weights now are."""
+    for position, batch in enumerate(values):
+        seen = machine.run_nodes(part, batch, keep=part.live)
+        values[position] = {node: value for node, value in (batch | seen).items() if node in part.live}
+        step()
 
 
 @dataclass(frozen=True)
@@ -174,16 +210,17 @@ def _placed(graph: Graph, batch: Feeds) -> Values:
 
 
 class _Machine(fx.Interpreter):
-    """Runs a few nodes of a graph on given values."""
+    """Runs a few nodes of a graph on given values; weights, which are always there, are read where they stand."""
 
     def __init__(self, module: fx.GraphModule):
         super().__init__(module, garbage_collect_values=False)
+        self.weights = {node: self.fetch_attr(str(node.target)) for node in module.graph.nodes if node.op == "get_attr"}
 
     def run_nodes(self, part: Segment, given: Values, keep: Iterable[fx.Node]) -> Values:
         """The values of `keep` among the segment's nodes; every other value is freed after its last reader."""
         keep = set(keep)
         frees = _last_readers(part.nodes, keep)
-        self.env = dict(given)
+        self.env = {**self.weights, **given}
         with torch.no_grad():
             for node in part.nodes:
                 if node not in self.env:

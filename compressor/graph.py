@@ -157,7 +157,13 @@ def _export(module: nn.Module, example: Feeds, inputs: tuple[Port, ...]) -> Expo
         dynamic = (dynamic,)  # the flat forward takes *args: one entry that holds them all
     # The math kernel is the one that decomposes with symbolic shapes.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        return torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
+        program = torch.export.export(module, args, dynamic_shapes=dynamic, strict=False)
+        # An operator that works in place would overwrite values that calibration reads again.
+        return program.run_decompositions({}) if any(map(_is_in_place, program.graph.nodes)) else program
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 @contextmanager
