@@ -170,7 +170,7 @@ def _why_left(site: WeightSite, targets: Sequence[str], ignore: Sequence[str]) -
     matching = [glob for glob in targets if _matches(site.name, glob)]
     if not matching:
         return "not among the targets"
-    return _LEFT.get(site.role, "") if matching == ["*"] else ""
+    return _LEFT.get(site.role, "") if set(matching) == {"*"} else ""
 
 
 def dump_graphs(folder: Path) -> Observer:
