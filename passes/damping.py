@@ -1,5 +1,6 @@
 """Damping of a Gram matrix: how far calibration is trusted, channel by channel."""
 
+import torch
 from torch import Tensor
 
 DEAD = 1e-10
@@ -10,13 +11,14 @@ def dampen(H: Tensor, lam: float) -> Tensor:
     """H + lam * diag(H), positive definite for lam > 0; H (d, d) is left as it was.
 
     The damping is a share of each channel's own energy. A share of the mean energy would be set by a few
-    outlier channels and drown all others. A dead channel says nothing about its weights: it gets a unit
-    diagonal, uncoupled.
+    outlier channels and drown all others. A dead channel says nothing about its weights: it is uncoupled, with
+    the least energy that counts as alive, so that its weights are the first to go.
     """
     energy = H.diagonal()  # (d,)
-    dead = energy <= DEAD * energy.mean()
+    least = DEAD * energy.mean()
+    dead = energy <= least
     damped = H.masked_fill(dead | dead[:, None], 0)
-    damped.diagonal().copy_((energy * (1 + lam)).masked_fill(dead, 1))
+    damped.diagonal().copy_(torch.where(dead, least if least > 0 else 1, energy * (1 + lam)))
     return damped
 
 

@@ -1,0 +1,457 @@
+"""The pass `sparsify` on graphs small enough to check by hand, and its methods in order on a trained GPT-2."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.errors import InternalError, RecipeError
+from compressor.graph import Graph
+from compressor.passes.masks import nm_fraction
+from compressor.passes.sparsify import METHODS, Sparsify
+from compressor.pattern import NM, parse_pattern
+from compressor.pipeline import Context, Outcome, parse_pass, run_pipeline
+from tests.compressor.tiny import Compute, graph_of, normal
+from tests.trained import lowered, restored
+
+PATTERNS = ("2:4", "1:4", "3:4", "4:8", "0.5", "0.7")
+
+
+def context(graph: Graph, n: int = 4, seed: int = 0, scale: Tensor | None = None) -> Context:
+    """n batches of normal noise in the shapes of the graph's example; scale is multiplied onto the last axis."""
+
+    def batches(samples: int) -> list[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        return [
+            {
+                name: torch.randn(x.shape, generator=generator) * (1 if scale is None else scale)
+                for name, x in graph.example.items()
+            }
+            for _ in range(n)
+        ]
+
+    return Context(batches)
+
+
+def prune(graph: Graph, text: str, **options: object) -> dict[str, object]:
+    """Run the pass as the pipeline does, `verify` and `ensures` included; its rows by site."""
+    [outcome] = run_pipeline(graph, [parse_pass(text)], context(graph, **options))  # type: ignore[arg-type]
+    return {row.site: row for row in outcome.rows}
+
+
+def gpt2_conv1d(d: int, m: int) -> nn.Module:
+    """GPT-2's layout: the weight stored as (d, m)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, d), self.weight).view(*x.shape[:-1], m)
+
+    return Compute(forward, weight=normal(d, m), bias=torch.zeros(m))
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(32, 12), normal(24, 32)),
+    "GPT-2's Conv1D": (lambda: gpt2_conv1d(32, 12), normal(4, 6, 32)),
+    "conv": (lambda: nn.Conv2d(16, 12, 3, padding=1), normal(3, 16, 5, 5)),
+    "grouped conv": (lambda: nn.Conv2d(16, 12, 3, groups=2, padding=1), normal(3, 16, 5, 5)),
+}
+
+
+def layer(kind: str) -> Graph:
+    """The layer between two others, so that it is neither stem nor head."""
+    make, x = LAYERS[kind]
+    torch.manual_seed(0)
+    model = make()
+    return graph_of(model, x)
+
+
+def along_contracted(graph: Graph) -> Tensor:
+    [site] = graph.sites
+    return site.weight.detach().movedim(site.axis, -1)
+
+
+# *** patterns, methods, layouts ***
+
+
+@pytest.mark.parametrize("refit", [0, 10])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_weight_holds_its_pattern_along_the_contracted_axis(kind, pattern, method, refit):
+    graph = layer(kind)
+    [row] = prune(graph, f'sparsify{{pattern={pattern},method={method},refit={refit},targets=["*weight"]}}').values()
+    W, asked = along_contracted(graph), parse_pattern(pattern)
+    assert (row.status, row.asked) == ("changed", pattern)
+    if isinstance(asked, NM):
+        good, total = nm_fraction(W, asked.n, asked.m)
+        assert good == total
+        assert (W == 0).float().mean() == pytest.approx(1 - asked.n / asked.m)
+    else:
+        assert (W == 0).float().mean() == pytest.approx(asked.sparsity, abs=0.02)
+    assert row.numbers["sparsity"] == pytest.approx((W == 0).float().mean().item())
+
+
+def test_magnitude_keeps_the_two_largest_of_four_and_leaves_them_as_they_were():
+    model = nn.Linear(8, 1, bias=False)
+    model.weight.data = torch.tensor([[1.0, -4.0, 3.0, 2.0, -5.0, 0.5, 0.1, -6.0]])
+    prune(graph_of(model, normal(2, 8)), 'sparsify{pattern=2:4,method=magnitude,refit=0,targets=["*t"]}')
+    assert model.weight.tolist() == [[0.0, -4.0, 3.0, 0.0, -5.0, 0.0, 0.0, -6.0]]
+
+
+def test_magnitude_of_a_conv_groups_its_input_channels_at_each_kernel_position():
+    model = nn.Conv2d(4, 1, (1, 2), bias=False)
+    first, second = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([8.0, 7.0, 6.0, 5.0])
+    model.weight.data = torch.stack([first, second], dim=-1).view(1, 4, 1, 2)
+    prune(graph_of(model, normal(2, 4, 3, 3)), 'sparsify{pattern=2:4,method=magnitude,refit=0,targets=["*t"]}')
+    assert model.weight[0, :, 0, 0].tolist() == [0, 0, 3, 4]
+    assert model.weight[0, :, 0, 1].tolist() == [8, 7, 0, 0]
+
+
+def test_wanda_weighs_a_weight_by_what_its_input_brings():
+    model = nn.Linear(4, 1, bias=False)
+    model.weight.data = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    scale = torch.tensor([100.0, 10.0, 0.1, 0.1])
+    graph = graph_of(model, normal(8, 4))
+    prune(graph, 'sparsify{pattern=2:4,method=wanda,refit=0,targets=["*t"]}', scale=scale)
+    assert model.weight.tolist() == [[1.0, 2.0, 0.0, 0.0]]
+
+
+def test_wanda_takes_a_ratio_from_every_row_and_magnitude_from_the_whole():
+    W = torch.cat([torch.full((1, 8), 10.0), torch.full((1, 8), 1.0)]) + torch.arange(8)
+    zeros = {}
+    for method in ("wanda", "magnitude"):
+        model = nn.Linear(8, 2, bias=False)
+        model.weight.data = W.clone()
+        prune(graph_of(model, normal(9, 8)), f'sparsify{{pattern=0.5,method={method},refit=0,targets=["*t"]}}')
+        zeros[method] = (model.weight == 0).sum(1).tolist()
+    assert zeros["wanda"] == [4, 4]
+    assert zeros["magnitude"][1] > 4
+
+
+def test_a_global_ratio_takes_more_from_the_smaller_weights_and_is_exact_over_all():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4))
+    model[0].weight.data = normal(16, 16)
+    model[1].weight.data = normal(16, 16, seed=1) / 100
+    rows = prune(graph_of(model, normal(3, 16)), "sparsify{pattern=0.5,method=magnitude,scope=global,refit=0}")
+    assert [(model[i].weight == 0).sum().item() for i in (0, 1)] == pytest.approx([0, 256], abs=20)
+    assert sum(int((model[i].weight == 0).sum()) for i in (0, 1)) == 256
+    assert rows["2.weight"].status == "left"
+    assert rows["1.weight"].numbers["sparsity"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("sparsify{pattern=2:4,scope=global,method=magnitude}", "scope=global needs a ratio, not 2:4"),
+        ("sparsify{pattern=0.5,scope=global}", "scope=global cannot rank sparsegpt scores"),
+        ("sparsify{pattern=0.5,method=wand}", "unknown method 'wand'"),
+        ("sparsify{pattern=0.5,scope=globl}", "unknown scope 'globl'"),
+        ("sparsify{pattern=0.5,refit=-1}", "refit and damping cannot be negative"),
+        ("sparsify{pattern=0.5,samples=0}", "samples must be at least 1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(text, what):
+    with pytest.raises(RecipeError, match=what):
+        parse_pass(text)
+
+
+# *** which sites ***
+
+
+def mlp(*widths: int) -> nn.Module:
+    layers = [layer for a, b in zip(widths[:-1], widths[1:], strict=True) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers[:-1])
+
+
+class Network(nn.Module):
+    """A stem, a block with a weight that reads 6 channels, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(4, 8, 3), nn.Conv2d(8, 6, 1)
+        self.narrow, self.head = nn.Conv2d(6, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.narrow(F.relu(self.wide(F.relu(self.stem(x)))))).mean((2, 3)))
+
+
+def statuses(model: nn.Module, x: Tensor, text: str) -> dict[str, str]:
+    return {row.site.removesuffix(".weight"): row.status for row in parse_pass(text).plan(graph_of(model, x))}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", {"stem": "left", "wide": "changed", "narrow": "refused", "head": "left"}),
+        ("targets=[stem]", {"stem": "changed", "wide": "left", "narrow": "left", "head": "left"}),
+        ('targets=["*.weight"]', {"stem": "changed", "wide": "changed", "narrow": "refused", "head": "changed"}),
+        ('targets=["*",head]', {"stem": "left", "wide": "changed", "narrow": "refused", "head": "changed"}),
+        ("ignore=[narrow]", {"stem": "left", "wide": "changed", "narrow": "left", "head": "left"}),
+        ('targets=["*e*.weight"],ignore=["head*"]', {"stem": "changed", "wide": "changed", "narrow": "left", "head": "left"}),
+    ],
+)  # fmt: skip
+def test_globs_choose_and_stem_and_head_must_be_named(options, expected):
+    text = f"sparsify{{pattern=2:4{',' * bool(options)}{options}}}"
+    assert statuses(Network(), normal(2, 4, 6, 6), text) == expected
+
+
+def test_every_site_that_is_not_changed_says_why():
+    rows = parse_pass("sparsify{pattern=2:4}").plan(graph_of(Network(), normal(2, 4, 6, 6)))
+    reasons = {row.site: row.reason for row in rows}
+    assert reasons == {
+        "stem.weight": "the stem reads the input: dense unless named by --targets",
+        "wide.weight": "",
+        "narrow.weight": "its contracted axis has length 6, not a multiple of 4",
+        "head.weight": "the head makes the scored output: dense unless named by --targets",
+    }
+
+
+def test_a_length_that_m_does_not_divide_takes_a_ratio():
+    assert statuses(Network(), normal(2, 4, 6, 6), "sparsify{pattern=0.5}")["narrow"] == "changed"
+
+
+@pytest.mark.parametrize(("option", "glob"), [("targets", "narow"), ("ignore", "hed.*"), ("targets", "Wide.weight")])
+def test_a_glob_that_names_nothing_is_an_error_that_names_the_nearest(option, glob):
+    text = f'sparsify{{pattern=2:4,{option}=["*","{glob}"]}}'
+    with pytest.raises(RecipeError, match=f"no prunable weight is named '{glob}'".replace("*", r"\*")) as refused:
+        parse_pass(text).plan(graph_of(Network(), normal(2, 4, 6, 6)))
+    assert refused.value.hint == {"narow": "narrow.weight", "hed.*": "head.weight", "Wide.weight": "wide.weight"}[glob]
+
+
+def test_a_pattern_that_no_site_can_take_is_an_error_with_the_reasons():
+    with pytest.raises(RecipeError, match="no site can take 2:4") as refused:
+        parse_pass("sparsify{pattern=2:4,targets=[narrow]}").plan(graph_of(Network(), normal(2, 4, 6, 6)))
+    assert "not a multiple of 4 (narrow.weight)" in refused.value.found
+
+
+def test_a_model_without_weights_is_an_error():
+    with pytest.raises(RecipeError, match="no site can take 2:4") as refused:
+        parse_pass("sparsify{pattern=2:4}").plan(graph_of(nn.ReLU(), normal(2, 4)))
+    assert refused.value.found == "a model without weight sites"
+
+
+def test_a_depthwise_conv_refuses_two_of_four_and_takes_a_ratio():
+    model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1))
+    rows = {
+        row.site: row
+        for row in parse_pass("sparsify{pattern=2:4,targets=[1,2]}").plan(graph_of(model, normal(2, 4, 5, 5)))
+    }
+    assert rows["1.weight"].status == "refused"
+    assert rows["1.weight"].reason == "its contracted axis has length 1, not a multiple of 4"
+    rows = prune(graph_of(model, normal(2, 4, 5, 5)), "sparsify{pattern=0.5,targets=[1]}")
+    assert rows["1.weight"].numbers["sparsity"] == pytest.approx(4 / 9)  # each channel rounds its nine weights
+
+
+class Tied(nn.Module):
+    """An embedding whose weight also makes the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.inner = nn.Parameter(normal(12, 8)), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        looked_up = F.embedding(x.abs().argmax(-1), self.embedding)
+        return F.linear(self.inner(looked_up), self.embedding)
+
+
+def test_a_tied_weight_is_left_unless_named():
+    rows = prune(graph_of(Tied(), normal(5, 3, 12)), "sparsify{pattern=2:4}")
+    assert rows["embedding"].reason == "tied to an embedding: dense unless named by --targets"
+
+
+def test_a_tied_weight_that_is_named_is_decided_once_and_every_reader_sees_it():
+    model = Tied()
+    before = model.embedding.detach().clone()
+    rows = prune(graph_of(model, normal(5, 3, 12)), "sparsify{pattern=2:4,targets=[embedding]}")
+    assert [row.status for row in rows.values()].count("changed") == 1
+    assert not torch.equal(model.embedding, before)
+    assert nm_fraction(model.embedding.detach(), 2, 4) == (24, 24)
+
+
+def test_a_weight_that_two_consumers_read_along_different_axes_is_refused():
+    model = Compute(
+        lambda self, x: self.inner(x) @ self.shared @ self.shared.T, shared=normal(8, 8), inner=nn.Linear(8, 8)
+    )
+    graph = graph_of(model, normal(3, 8))
+    rows = prune(graph, 'sparsify{pattern=2:4,targets=["*","inner","shared"]}')
+    assert (rows["shared"].status, rows["inner.weight"].status) == ("refused", "changed")
+    assert rows["shared"].reason == "shared by consumers that contract it along different axes"
+    assert (model.shared != 0).all()
+
+
+# *** what is left alone, what is refused ***
+
+
+def test_sites_that_are_not_changed_keep_every_bit():
+    model = Network()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    rows = prune(graph_of(model, normal(2, 4, 6, 6)), "sparsify{pattern=2:4}")
+    changed = {row.site for row in rows.values() if row.status == "changed"}
+    assert {name for name, x in model.state_dict().items() if not torch.equal(x, before[name])} == changed
+
+
+def test_a_plan_touches_no_weight():
+    model = Network()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    parse_pass("sparsify{pattern=2:4}").plan(graph_of(model, normal(2, 4, 6, 6)))
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+def test_a_plan_says_what_run_does():
+    one, graph = parse_pass("sparsify{pattern=2:4}"), graph_of(Network(), normal(2, 4, 6, 6))
+    planned, done = one.plan(graph), one.run(graph, context(graph)).rows
+    assert [dataclasses.replace(row, numbers={}) for row in done] == planned
+
+
+def test_not_a_number_in_a_weight_is_refused_before_anything_runs():
+    graph = layer("linear")
+    with torch.no_grad():
+        graph.sites[0].weight[0, 0] = torch.nan
+    with pytest.raises(InternalError, match="NaN"):
+        prune(graph, 'sparsify{pattern=2:4,targets=["*t"]}')
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_that_never_fire_lose_their_weights_and_nothing_turns_into_nan(method):
+    model = nn.Linear(8, 4, bias=False)
+    alive = torch.tensor([1.0, 0, 0, 1, 1, 0, 0, 1])
+    graph = graph_of(model, normal(16, 8))
+    [row] = prune(graph, f'sparsify{{pattern=2:4,method={method},targets=["*t"]}}', scale=alive).values()
+    assert model.weight.isfinite().all()
+    if method != "magnitude":
+        assert row.numbers["relative_error"] < 0.05  # damping shrinks the kept weights a little
+        assert ((model.weight != 0) == alive.bool()).all()
+
+
+def test_an_input_that_is_zero_everywhere_is_no_division_by_zero():
+    graph = layer("linear")
+    [row] = prune(graph, 'sparsify{pattern=2:4,targets=["*t"]}', scale=torch.zeros(32)).values()
+    assert row.numbers["relative_error"] == 0
+    assert graph.sites[0].weight.isfinite().all()
+
+
+# *** the numbers ***
+
+
+def test_the_relative_error_is_the_change_of_the_outputs_as_a_share_of_their_energy():
+    graph = layer("linear")
+    weight = graph.sites[0].weight
+    before = weight.detach().clone()
+    [row] = prune(graph, 'sparsify{pattern=2:4,targets=["*t"]}').values()
+    X = torch.cat([batch["x0"] for batch in context(graph).calibration(128)])
+    expected = (X @ (weight.detach() - before).T).square().sum() / (X @ before.T).square().sum()
+    assert row.numbers["relative_error"] == pytest.approx(expected.item(), rel=1e-4)
+    assert row.numbers["rows"] == len(X)
+
+
+def test_a_later_site_is_measured_on_what_the_pruned_ones_before_it_make():
+    text = 'sparsify{pattern=2:4,method=magnitude,refit=1,targets=["*t"]}'
+    torch.manual_seed(0)
+    model = mlp(16, 16, 16)
+    dense, graph = model[2].weight.detach().clone(), graph_of(model, normal(12, 16))
+    rows = prune(graph, text)
+    X = torch.cat([batch["x0"] for batch in context(graph).calibration(128)])
+    with torch.no_grad():
+        seen = F.relu(model[0](X))  # model[0] is pruned by now
+    change = (seen @ (model[2].weight.detach() - dense).T).square().sum() / (seen @ dense.T).square().sum()
+    assert rows["2.weight"].numbers["relative_error"] == pytest.approx(change.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_refit_lowers_the_error_of_every_method(method):
+    errors = []
+    for refit in (0, 10):
+        graph = layer("linear")
+        weight = graph.sites[0].weight
+        before = weight.detach().clone()
+        prune(graph, f'sparsify{{pattern=2:4,method={method},refit={refit},damping=0.01,targets=["*t"]}}')
+        X = torch.cat([batch["x0"] for batch in context(graph).calibration(128)])
+        errors.append((X @ (weight.detach() - before).T).square().sum().item())
+    assert errors[1] < 0.97 * errors[0]
+
+
+def test_magnitude_without_refit_asks_for_no_data():
+    def refuse(n: int) -> list:
+        raise AssertionError("data was asked for")
+
+    one = Sparsify(pattern="2:4", method="magnitude", refit=0, targets=("*t",))
+    assert not one.needs_data
+    assert one.run(layer("linear"), Context(refuse)).of("changed")
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_bytes(kind, method):
+    weights = []
+    for _ in range(2):
+        graph = layer(kind)
+        prune(graph, f'sparsify{{pattern=2:4,method={method},targets=["*t"]}}')
+        weights.append(graph.sites[0].weight.detach().clone())
+    assert torch.equal(*weights)
+
+
+# *** ensures ***
+
+
+def outcome_of(graph: Graph, one: Sparsify) -> Outcome:
+    outcome = one.run(graph, context(graph))
+    one.ensures(graph, outcome)
+    return outcome
+
+
+def test_ensures_sees_one_weight_that_was_tampered_with():
+    one, graph = Sparsify(pattern="2:4", targets=("*t",)), layer("linear")
+    outcome = outcome_of(graph, one)
+    weight = graph.sites[0].weight
+    with torch.no_grad():
+        weight[3, (weight[3] == 0).nonzero()[0]] = 1e-9
+    with pytest.raises(InternalError, match="weight: 1 of 96 groups along axis 1 break 2:4"):
+        one.ensures(graph, outcome)
+
+
+def test_ensures_sees_the_right_pattern_on_the_wrong_axis():
+    one, graph = Sparsify(pattern="2:4", targets=("*t",)), layer("conv")
+    outcome = outcome_of(graph, one)
+    with torch.no_grad():
+        weight = graph.sites[0].weight
+        weight.copy_(torch.randn_like(weight) * torch.tensor([1.0, 1, 0, 0]).repeat(3).view(-1, 1, 1, 1))
+    with pytest.raises(InternalError, match="along axis 1 break 2:4"):
+        one.ensures(graph, outcome)
+
+
+@pytest.mark.parametrize("scope", ["site", "global"])
+def test_ensures_sees_that_a_ratio_is_missed(scope):
+    one = Sparsify(pattern="0.5", method="magnitude", refit=0, scope=scope, targets=("*t",))
+    graph = layer("linear")
+    outcome = outcome_of(graph, one)
+    with torch.no_grad():
+        graph.sites[0].weight[:8] = 1.0
+    with pytest.raises(InternalError, match="50% were promised"):
+        one.ensures(graph, outcome)
+
+
+def test_ensures_sees_that_a_site_is_gone():
+    one, graph = Sparsify(pattern="2:4", targets=("*t",)), layer("linear")
+    outcome = outcome_of(graph, one)
+    with pytest.raises(InternalError, match="says it changed"):
+        one.ensures(graph_of(nn.ReLU(), normal(2, 4)), outcome)
+
+
+# *** a trained model ***
+
+
+def test_on_a_trained_gpt2_sparsegpt_loses_least_and_magnitude_most():
+    source, graph = lowered("tiny-gpt2")
+    evaluation = source.evaluation(32)
+    assert evaluation is not None
+    errors, losses = {}, {}
+    for method in METHODS:
+        with restored(graph):
+            one = parse_pass(f"sparsify{{pattern=2:4,method={method},refit=1,samples=32}}")
+            [outcome] = run_pipeline(graph, [one], Context(source.calibration))
+            errors[method] = sum(row.numbers["relative_error"] for row in outcome.of("changed"))
+            losses[method] = evaluation.score(graph.run).value
+    assert errors["magnitude"] > 1.02 * errors["wanda"]
+    assert errors["wanda"] > 1.02 * errors["sparsegpt"]
+    assert min(losses, key=losses.__getitem__) == "sparsegpt"
