@@ -57,7 +57,7 @@ def _record(site: WeightSite, row: Row, found: Stored | None) -> SiteRecord:
 
 def _holds(site: WeightSite, asked: str, W: Tensor) -> bool:
     """Whether the file has the pattern on the axis its operator contracts, and every zero of the graph's weight."""
-    pattern = parse_pattern(asked)
+    pattern = parse_pattern(asked) if asked else None
     if isinstance(pattern, NM) and most_nonzero(W, pattern.m) > pattern.n:
         return False
     expected = site.weight.detach().movedim(site.axis, -1)

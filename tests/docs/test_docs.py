@@ -1,0 +1,59 @@
+"""What README.md and docs/ tell a reader to type is typed here, in their order; what they show is compared."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(?P<language>sh|python)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[[^\]]+\]\((?P<target>[^)\s]+)\)")
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return [(found["language"], found["body"]) for found in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+
+
+def commands(body: str) -> list[str]:
+    return [line for line in body.splitlines() if line.startswith(("compress ", "cat "))]
+
+
+def run(command: str, folder: Path) -> None:
+    line = command.replace("compress ", f"{sys.executable} -m compressor.cli ", 1)
+    done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert done.stdout.strip(), command
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_what_a_page_tells_to_type_works_in_its_order(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": page.stem}
+    for language, body in blocks(page):
+        if language == "python":
+            exec(compile(body, page.name, "exec"), names)
+            continue
+        for command in commands(body):
+            run(command, tmp_path)
+    for name, value in names.items():
+        if name.startswith("test_") and callable(value):
+            value()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_between_files_leads_somewhere(page):
+    targets = [found["target"].split("#")[0] for found in LINK.finditer(page.read_text(encoding="utf-8"))]
+    missing = [target for target in targets if "://" not in target and target and not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_the_readme_names_every_command():
+    from compressor.cli import app
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert f"compress {name}" in text
