@@ -1,6 +1,7 @@
 """An output folder that appears whole or not at all."""
 
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -38,9 +39,11 @@ def staged(output: Path, overwrite: bool) -> Iterator[Path]:
 
     A killed process leaves only a hidden `.NAME.partial-PID`, which the next run with the same output removes.
     """
-    check_free(output, overwrite)
+    output = output.resolve()
+    # Sweeping may bring back an artifact, which then is in the way: sweep first.
     _sweep(output)
-    staging = output.parent / f".{output.name}.partial-{os.getpid()}"
+    check_free(output, overwrite)
+    staging = output.parent / f"{_prefix(output)}{os.getpid()}"
     try:
         staging.mkdir(parents=True)
         yield staging
@@ -66,13 +69,17 @@ def _check_parent(output: Path) -> None:
         raise OutputError(f"cannot write into {parent}", hint="another --output")
 
 
+def _prefix(output: Path) -> str:
+    return f".{output.name}.partial-"
+
+
 def _swap(staging: Path, output: Path) -> None:
-    old = output.parent / f".{output.name}.partial-{os.getpid()}-old"
+    old = output.parent / f"{staging.name}-old"
     if output.exists():
         output.rename(old)
     try:
         staging.rename(output)
-    except OSError:
+    except BaseException:
         if old.exists():
             old.rename(output)
         raise
@@ -81,16 +88,20 @@ def _swap(staging: Path, output: Path) -> None:
 
 def _sweep(output: Path) -> None:
     """Remove what killed runs left, unless the process that wrote it still lives."""
-    for path in output.parent.glob(f".{output.name}.partial-*"):
-        pid = path.name.split("partial-")[1].split("-")[0]
-        if pid.isdigit() and not _is_alive(int(pid)):
-            if path.name.endswith("-old") and not output.exists():
-                path.rename(output)  # killed between the two renames: the old artifact comes back
-            else:
-                shutil.rmtree(path, ignore_errors=True)
+    prefix = _prefix(output)
+    for path in output.parent.glob(f"{glob.escape(prefix)}*"):
+        pid = path.name.removeprefix(prefix).removesuffix("-old")
+        if not pid.isdigit() or _is_alive(int(pid)):
+            continue
+        if path.name.endswith("-old") and not output.exists():
+            path.rename(output)  # killed between the two renames: the old artifact comes back
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # in a container every run may have the same number
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
