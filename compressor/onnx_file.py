@@ -4,13 +4,12 @@ Each node that contracts a site's weight is stamped with the site's name before 
 written file, so the file itself tells which of its weights is which site, and on which axis the runtime reads it.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +41,13 @@ class Contraction:
     axis: int
 
     def along_last(self) -> np.ndarray:
-        """The weight with its contracted axis moved last."""
-        return np.moveaxis(self.weight.numpy(), self.axis, -1)
+        """The weight with its contracted axis moved last. Raises BackendError when its bytes are not there."""
+        try:
+            values = self.weight.numpy()
+        except (OSError, ValueError) as error:
+            hint = f"{MODEL_FILE} and {DATA_FILE} side by side, whole"
+            raise BackendError(f"cannot read the weight {self.site}", found=str(error), hint=hint) from error
+        return np.moveaxis(values, self.axis, -1)
 
 
 def to_onnx(graph: Graph) -> ir.Model:

@@ -1,6 +1,8 @@
 """The pass `sparsify` on graphs small enough to check by hand, and its methods in order on a trained GPT-2."""
 
 import dataclasses
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from compressor.graph import Graph
 from compressor.passes.masks import nm_fraction
 from compressor.passes.sparsify import METHODS, Sparsify
 from compressor.pattern import NM, parse_pattern
-from compressor.pipeline import Context, Outcome, parse_pass, run_pipeline
+from compressor.pipeline import Context, Outcome, Row, parse_pass, run_pipeline
 from tests.compressor.tiny import Compute, graph_of, normal
 from tests.trained import lowered, restored
 
@@ -35,9 +37,9 @@ def context(graph: Graph, n: int = 4, seed: int = 0, scale: Tensor | None = None
     return Context(batches)
 
 
-def prune(graph: Graph, text: str, **options: object) -> dict[str, object]:
+def prune(graph: Graph, text: str, **options: Any) -> dict[str, Row]:
     """Run the pass as the pipeline does, `verify` and `ensures` included; its rows by site."""
-    [outcome] = run_pipeline(graph, [parse_pass(text)], context(graph, **options))  # type: ignore[arg-type]
+    [outcome] = run_pipeline(graph, [parse_pass(text)], context(graph, **options))
     return {row.site: row for row in outcome.rows}
 
 
@@ -64,6 +66,10 @@ def layer(kind: str) -> Graph:
     torch.manual_seed(0)
     model = make()
     return graph_of(model, x)
+
+
+def n_zeros(weight: Any) -> int:
+    return int((weight == 0).sum())
 
 
 def along_contracted(graph: Graph) -> Tensor:
@@ -134,8 +140,8 @@ def test_a_global_ratio_takes_more_from_the_smaller_weights_and_is_exact_over_al
     model[0].weight.data = normal(16, 16)
     model[1].weight.data = normal(16, 16, seed=1) / 100
     rows = prune(graph_of(model, normal(3, 16)), "sparsify{pattern=0.5,method=magnitude,scope=global,refit=0}")
-    assert [(model[i].weight == 0).sum().item() for i in (0, 1)] == pytest.approx([0, 256], abs=20)
-    assert sum(int((model[i].weight == 0).sum()) for i in (0, 1)) == 256
+    assert [n_zeros(model[i].weight) for i in (0, 1)] == pytest.approx([0, 256], abs=20)
+    assert sum(n_zeros(model[i].weight) for i in (0, 1)) == 256
     assert rows["2.weight"].status == "left"
     assert rows["1.weight"].numbers["sparsity"] > 0.9
 
@@ -159,8 +165,8 @@ def test_options_that_make_no_sense_are_refused(text, what):
 # *** which sites ***
 
 
-def mlp(*widths: int) -> nn.Module:
-    layers = [layer for a, b in zip(widths[:-1], widths[1:], strict=True) for layer in (nn.Linear(a, b), nn.ReLU())]
+def mlp(*widths: int) -> nn.Sequential:
+    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -188,7 +194,7 @@ def statuses(model: nn.Module, x: Tensor, text: str) -> dict[str, str]:
         ('targets=["*.weight"]', {"stem": "changed", "wide": "changed", "narrow": "refused", "head": "changed"}),
         ('targets=["*",head]', {"stem": "left", "wide": "changed", "narrow": "refused", "head": "changed"}),
         ("ignore=[narrow]", {"stem": "left", "wide": "changed", "narrow": "left", "head": "left"}),
-        ('targets=["*e*.weight"],ignore=["head*"]', {"stem": "changed", "wide": "changed", "narrow": "left", "head": "left"}),
+        ('targets=["*e*"],ignore=["head*"]', {"stem": "changed", "wide": "changed", "narrow": "left", "head": "left"}),
     ],
 )  # fmt: skip
 def test_globs_choose_and_stem_and_head_must_be_named(options, expected):
@@ -222,7 +228,7 @@ def test_a_glob_that_names_nothing_is_an_error_that_names_the_nearest(option, gl
 def test_a_pattern_that_no_site_can_take_is_an_error_with_the_reasons():
     with pytest.raises(RecipeError, match="no site can take 2:4") as refused:
         parse_pass("sparsify{pattern=2:4,targets=[narrow]}").plan(graph_of(Network(), normal(2, 4, 6, 6)))
-    assert "not a multiple of 4 (narrow.weight)" in refused.value.found
+    assert "not a multiple of 4 (narrow.weight)" in str(refused.value)
 
 
 def test_a_model_without_weights_is_an_error():
@@ -233,13 +239,11 @@ def test_a_model_without_weights_is_an_error():
 
 def test_a_depthwise_conv_refuses_two_of_four_and_takes_a_ratio():
     model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1))
-    rows = {
-        row.site: row
-        for row in parse_pass("sparsify{pattern=2:4,targets=[1,2]}").plan(graph_of(model, normal(2, 4, 5, 5)))
-    }
+    graph = graph_of(model, normal(2, 4, 5, 5))
+    rows = {row.site: row for row in parse_pass("sparsify{pattern=2:4,targets=[1,2]}").plan(graph)}
     assert rows["1.weight"].status == "refused"
     assert rows["1.weight"].reason == "its contracted axis has length 1, not a multiple of 4"
-    rows = prune(graph_of(model, normal(2, 4, 5, 5)), "sparsify{pattern=0.5,targets=[1]}")
+    rows = prune(graph, "sparsify{pattern=0.5,targets=[1]}")
     assert rows["1.weight"].numbers["sparsity"] == pytest.approx(4 / 9)  # each channel rounds its nine weights
 
 
@@ -277,7 +281,7 @@ def test_a_weight_that_two_consumers_read_along_different_axes_is_refused():
     rows = prune(graph, 'sparsify{pattern=2:4,targets=["*","inner","shared"]}')
     assert (rows["shared"].status, rows["inner.weight"].status) == ("refused", "changed")
     assert rows["shared"].reason == "shared by consumers that contract it along different axes"
-    assert (model.shared != 0).all()
+    assert n_zeros(model.shared) == 0
 
 
 # *** what is left alone, what is refused ***
@@ -347,8 +351,7 @@ def test_the_relative_error_is_the_change_of_the_outputs_as_a_share_of_their_ene
 
 def test_a_later_site_is_measured_on_what_the_pruned_ones_before_it_make():
     text = 'sparsify{pattern=2:4,method=magnitude,refit=1,targets=["*t"]}'
-    torch.manual_seed(0)
-    model = mlp(16, 16, 16)
+    model: Any = mlp(16, 16, 16)
     dense, graph = model[2].weight.detach().clone(), graph_of(model, normal(12, 16))
     rows = prune(graph, text)
     X = torch.cat([batch["x0"] for batch in context(graph).calibration(128)])
