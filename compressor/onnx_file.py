@@ -64,9 +64,10 @@ def to_onnx(graph: Graph) -> ir.Model:
         )
         assert program is not None
         model = program.model
-        _stamp(model, {site.name for site in graph.sites})
+        names = {site.name for site in graph.sites}
+        _stamp(model, names)
         program.optimize()
-    _name_weights(model)
+    _name_weights(model, names)
     _name_symbols(model, graph)
     _forget_this_machine(model)
     return model
@@ -143,18 +144,22 @@ def _stamp(model: ir.Model, names: set[str]) -> None:
                 node.metadata_props[SITE] = value.name
 
 
-def _name_weights(model: ir.Model) -> None:
+def _name_weights(model: ir.Model, names: set[str]) -> None:
     """Give a folded copy of a site's weight (`val_680`) the site's name back, when no other weight has it."""
     for node in model.graph.all_nodes():
-        site = node.metadata_props.get(SITE)
-        if site is None and node.op_type == "Conv" and node.inputs[1] is not None:
+        if node.op_type == "Conv" and node.inputs[1] is not None and node.inputs[1].name in names:
             # Folding a BatchNorm makes a new Conv node around the old weight name.
-            site = node.inputs[1].name
-            node.metadata_props[SITE] = site or ""
+            node.metadata_props[SITE] = node.inputs[1].name or ""
+        site = node.metadata_props.get(SITE)
         for value in node.inputs:
-            is_copy = value is not None and value.is_initializer() and (value.name or "").startswith("val_")
-            if site and is_copy and len(value.const_value.shape) >= 2 and site not in model.graph.initializers:
+            if site and value is not None and _is_copy(value) and site not in model.graph.initializers:
                 value.name = site
+
+
+def _is_copy(value: ir.Value) -> bool:
+    """Whether the optimizer made this weight: it is called by a number."""
+    is_weight = value.is_initializer() and value.const_value is not None and len(value.const_value.shape) >= 2
+    return is_weight and (value.name or "").startswith("val_")
 
 
 def _name_symbols(model: ir.Model, graph: Graph) -> None:

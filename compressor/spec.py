@@ -125,7 +125,7 @@ def _spec(tokens: list[str], text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _sequence(tokens: list[str], end: str, item: Callable[[], Any], text: str) -> list[Any]:
-    items = []
+    items: list[Any] = []
     while tokens and tokens[0] != end:
         if items:
             _expect(tokens, ",", text)

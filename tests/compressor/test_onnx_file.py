@@ -177,6 +177,13 @@ def test_every_site_is_stamped_once_and_a_tied_head_too(tmp_path):
     assert "embed.weight" in found
 
 
+def test_a_convolution_whose_kernel_is_computed_is_no_site(tmp_path):
+    graph = graph_of(Compute(lambda self, x: F.conv2d(x, x[:1, :, :3, :3])), normal(2, 6, 5, 5))
+    model = written(graph, tmp_path)
+    assert "Conv" in {node.op_type for node in model.graph}
+    assert not [node for node in model.graph if SITE in node.metadata_props]
+
+
 def test_every_weight_carries_its_sites_name_where_no_other_does(tmp_path):
     held = set(written(tied(), tmp_path).graph.initializers)
     assert {"a.0.weight", "a.2.weight", "b.0.weight", "b.2.weight", "embed.weight"} <= held

@@ -10,7 +10,7 @@ from compressor import registry
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
 from compressor.pipeline import Context, Outcome, Row, choose, dump_graphs, format_pass, parse_pass, run_pipeline
-from compressor.sites import WeightSite
+from compressor.sites import Role, WeightSite
 from tests.compressor.tiny import graph_of, normal
 
 
@@ -104,19 +104,12 @@ def test_no_pass_is_a_pipeline_too(graph):
 # *** choosing ***
 
 
+ROLES: dict[str, Role] = {"stem": "stem", "h.0.up": "", "h.0.down": "", "h.1.up": "", "head": "head", "wte": "tied"}
+
+
 def sites() -> list[WeightSite]:
-    roles = {
-        "stem.weight": "stem",
-        "h.0.up.weight": "",
-        "h.0.down.weight": "",
-        "h.1.up.weight": "",
-        "head.weight": "head",
-    }
-    tied = WeightSite("wte.weight", "linear", torch.zeros(2, 2), "rows", (), role="tied", other_users=("embedding",))
-    return [
-        *(WeightSite(name, "linear", torch.zeros(2, 2), "rows", (), role=role) for name, role in roles.items()),
-        tied,
-    ]  # type: ignore[arg-type]
+    weight = torch.zeros(2, 2)
+    return [WeightSite(f"{name}.weight", "linear", weight, "rows", (), role=role) for name, role in ROLES.items()]
 
 
 @pytest.mark.parametrize(

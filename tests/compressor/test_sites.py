@@ -9,6 +9,8 @@ from compressor.graph import Graph
 from compressor.sites import WeightSite
 from tests.compressor.tiny import Compute, graph_of, normal
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
 
 class Recorder(fx.Interpreter):
     """Runs a graph and keeps every value."""
@@ -33,8 +35,8 @@ def conv1d_like(m: int, d: int) -> nn.Module:
     return Compute(forward, weight=normal(d, m), bias=torch.zeros(m))
 
 
-def conv(rank: int, *arguments: object, **options: object) -> nn.Module:
-    return {1: nn.Conv1d, 2: nn.Conv2d}[rank](*arguments, bias=False, **options)  # type: ignore[arg-type]
+def conv(rank, *arguments, **options):
+    return {1: nn.Conv1d, 2: nn.Conv2d}[rank](*arguments, bias=False, **options)
 
 
 CONTRACTIONS = {
@@ -60,7 +62,7 @@ CONTRACTIONS = {
 }
 
 
-@pytest.fixture(params=CONTRACTIONS.values(), ids=CONTRACTIONS.keys())
+@pytest.fixture(params=list(CONTRACTIONS.values()), ids=list(CONTRACTIONS))
 def graph(request):
     return graph_of(*request.param)
 
