@@ -1,7 +1,5 @@
 """What is in a model or a written artifact: sites, shapes, zeros, and the pattern on the axis the runtime reads."""
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from compressor.driver import open_source
 from compressor.errors import SourceError
 from compressor.proof import observed_pattern
 from compressor.recipe import Recipe
-from compressor.report import SiteRecord
+from compressor.report import SiteRecord, as_json
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Inspection:
     zeros: int
 
     def to_json(self) -> str:
-        return json.dumps({"schema": 1, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        return as_json(self)
 
 
 def inspect(model: Any, *, trust_remote_code: bool = False) -> Inspection:

@@ -153,6 +153,11 @@ _LEFT = {
 }
 
 
+def is_named(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
+    """Whether the globs ask for a weight, whatever it is."""
+    return not any(_matches(name, glob) for glob in ignore) and any(_matches(name, glob) for glob in targets)
+
+
 def _check_glob(glob: str, names: Sequence[str]) -> None:
     if glob == "*" or not names or any(_matches(name, glob) for name in names):
         return

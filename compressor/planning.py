@@ -1,7 +1,6 @@
 """A plan: what a recipe would do to each site, what that takes, and what it brings, with no weight touched."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from compressor.pipeline import format_pass
 from compressor.progress import QUIET, Progress
 from compressor.proof import site_records
 from compressor.recipe import Recipe
-from compressor.report import SiteRecord
+from compressor.report import SiteRecord, as_json
 from compressor.sites import WeightSite
 
 GEMM = 768  # side of the product that tells how fast this machine is
@@ -56,7 +55,7 @@ class Plan:
         return changed / max(sum(sizes.values()), 1)
 
     def to_json(self) -> str:
-        return json.dumps({"schema": 1, **dataclasses.asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        return as_json(self)
 
 
 def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress = QUIET) -> Plan:

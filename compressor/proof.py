@@ -1,6 +1,7 @@
 """The proof: everything here is read from the written artifact, or measured on it beside its dense twin."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -32,7 +33,7 @@ def site_records(graph: Graph, rows: Iterable[Row], stored: Mapping[str, Stored]
     untouched = Row("", "left", "no pass names it")
     records = [_record(site, asked.get(site.name, untouched), stored.get(site.name)) for site in graph.sites]
     orphans = [
-        SiteRecord(one.name, "", one.shape, -1, "refused" if one.is_refused and asked else "left", one.reason)
+        SiteRecord(one.name, "", one.shape, -1, asked.get(one.name, untouched).status, one.reason)
         for one in graph.orphans
     ]
     return (*records, *orphans)
@@ -165,7 +166,14 @@ def _parity(parity: Parity) -> Promise:
 
 
 def _budget(scores: Scores | None) -> Promise | None:
-    if scores is None or scores.allowed is None:
+    if scores is None:
+        return None
+    if not math.isfinite(scores.drop):
+        dense, artifact = scores.dense, scores.artifact
+        return Promise(
+            "the score is a number", False, f"{dense.metric} {dense.value:g} dense, {artifact.value:g} artifact"
+        )
+    if scores.allowed is None:
         return None
     return Promise(
         "the score stays within the budget",

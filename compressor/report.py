@@ -113,11 +113,16 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON: `schema`, `passed`, then every field by its name."""
-        body = {"schema": SCHEMA, "passed": bool(self), **dataclasses.asdict(self)}
-        return json.dumps(_finite(body), indent=2, ensure_ascii=False) + "\n"
+        return as_json(self, passed=bool(self))
 
     def write(self, path: Path) -> None:
         path.write_text(self.to_json(), encoding="utf-8")
+
+
+def as_json(result: Any, **more: Any) -> str:
+    """A dataclass as JSON: `schema`, what is given besides, then every field by its name."""
+    body = {"schema": SCHEMA, **more, **dataclasses.asdict(result)}
+    return json.dumps(_finite(body), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def score_drop(dense: Score, artifact: Score) -> tuple[float, float]:

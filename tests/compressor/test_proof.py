@@ -12,7 +12,13 @@ from compressor.parity import Parity
 from compressor.pipeline import Row
 from compressor.progress import QUIET
 from compressor.proof import (
-    cast, most_nonzero, observed_pattern, promises, prove_parity, site_records, time_beside_dense,
+    cast,
+    most_nonzero,
+    observed_pattern,
+    promises,
+    prove_parity,
+    site_records,
+    time_beside_dense,
 )  # fmt: skip
 from compressor.report import Scores, SiteRecord, score_drop
 from compressor.source import Stored

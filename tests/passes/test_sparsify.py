@@ -194,7 +194,7 @@ def statuses(model: nn.Module, x: Tensor, text: str) -> dict[str, str]:
         ('targets=["*.weight"]', {"stem": "changed", "wide": "changed", "narrow": "refused", "head": "changed"}),
         ('targets=["*",head]', {"stem": "left", "wide": "changed", "narrow": "refused", "head": "changed"}),
         ("ignore=[narrow]", {"stem": "left", "wide": "changed", "narrow": "left", "head": "left"}),
-        ('targets=["*e*.weight"],ignore=[head]', dict.fromkeys(["stem", "wide"], "changed") | dict.fromkeys(["narrow", "head"], "left")),
+        ("targets=[stem,wide],ignore=[wide]", {"stem": "changed", "wide": "left", "narrow": "left", "head": "left"}),
     ],
 )  # fmt: skip
 def test_globs_choose_and_stem_and_head_must_be_named(options, expected):
