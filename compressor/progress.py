@@ -56,7 +56,7 @@ class Terminal:
             yield lambda: bar.advance(task)
 
     def say(self, text: str) -> None:
-        self._console.print(f"[dim]{text}[/dim]", highlight=False)
+        self._console.print(text, style="dim", markup=False, highlight=False)
 
 
 def choose(quiet: bool = False) -> Progress:

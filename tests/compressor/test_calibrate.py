@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from compressor.calibrate import ROWS_PER_COLUMN, Statistics, _Machine, block_of, calibrate, measure, segments
+from compressor.calibrate import (
+    GRAM_BLOCK,
+    ROWS_PER_COLUMN,
+    Statistics,
+    _Machine,
+    block_of,
+    calibrate,
+    measure,
+    segments,
+)
 from compressor.graph import Feeds, Graph
 from compressor.progress import Quiet
 from compressor.sites import WeightSite
@@ -96,6 +105,13 @@ def test_rows_add_up():
     assert statistics.n == 2
     assert statistics.H.tolist() == [[[2, 2], [2, 4]], [[1, 1], [1, 10]]]
     assert statistics.mean().tolist() == [[[1, 1], [1, 2]], [[0.5, 0.5], [0.5, 5]]]
+
+
+def test_many_columns_add_up_block_by_block():
+    X = normal(1, 7, 2 * GRAM_BLOCK + 5)
+    statistics = Statistics(torch.zeros(1, X.shape[2], X.shape[2]))
+    statistics.add(X)
+    torch.testing.assert_close(statistics.mean(), X.mT @ X / 7)
 
 
 def test_half_precision_adds_up_in_single():

@@ -1,0 +1,45 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from compressor import progress
+from compressor.progress import Quiet, Terminal, choose
+
+
+@pytest.fixture
+def shown(monkeypatch) -> io.StringIO:
+    """What a terminal would show."""
+    text = io.StringIO()
+    monkeypatch.setattr("rich.console.Console", lambda stderr: Console(file=text, force_terminal=True, width=80))
+    return text
+
+
+@pytest.mark.parametrize(
+    ("watched", "quiet", "kind"), [(True, False, Terminal), (True, True, Quiet), (False, False, Quiet)]
+)
+def test_a_bar_is_for_a_person_who_watches(monkeypatch, watched, quiet, kind):
+    monkeypatch.setattr(progress.sys, "stderr", io.StringIO())
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: watched)
+    assert type(choose(quiet)) is kind
+
+
+def test_a_bar_counts_its_steps_and_goes_when_the_task_ends(shown):
+    with Terminal().task("calibrating", total=3) as step:
+        step()
+        step()
+    assert "calibrating" in shown.getvalue()
+    assert "2/3" in shown.getvalue()
+    assert shown.getvalue().endswith("\x1b[2K")  # the line is erased
+
+
+def test_a_pattern_in_brackets_is_text_and_no_markup(shown):
+    Terminal().say("sparsify [2:4] [bold]")
+    assert "sparsify [2:4] [bold]" in shown.getvalue()
+
+
+def test_silence_is_silent(capfd):
+    with Quiet().task("calibrating", total=1) as step:
+        step()
+    Quiet().say("anything")
+    assert capfd.readouterr() == ("", "")
