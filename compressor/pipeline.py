@@ -18,7 +18,7 @@ from compressor.errors import RecipeError
 from compressor.graph import Feeds, Graph
 from compressor.progress import Progress, Quiet
 from compressor.registry import load
-from compressor.sites import WeightSite
+from compressor.sites import Orphan, WeightSite
 from compressor.spec import build, format_spec, parse_specs
 
 Status = Literal["changed", "left", "refused"]
@@ -126,16 +126,16 @@ def format_pass(one: Pass) -> str:
 
 
 def choose(
-    sites: Iterable[WeightSite], targets: Sequence[str], ignore: Sequence[str]
+    sites: Iterable[WeightSite], targets: Sequence[str], ignore: Sequence[str], orphans: Iterable[Orphan] = ()
 ) -> tuple[list[WeightSite], list[Row]]:
-    """Sites that the globs name, and a row "left" for each of the others.
+    """Sites that the globs name, and a row for each other weight: "left", or "refused" where an orphan is named.
 
     A glob matches a name with or without its `.weight`. The stem, the head and weights tied to an embedding are left
     dense unless a glob other than `*` names them. Raises RecipeError when a glob names nothing.
     """
-    sites = list(sites)
+    sites, orphans = list(sites), list(orphans)
     for glob in (*targets, *ignore):
-        _check_glob(glob, [site.name for site in sites])
+        _check_glob(glob, [site.name for site in sites] + [one.name for one in orphans])
     named, rows = [], []
     for site in sites:
         reason = _why_left(site, targets, ignore)
@@ -143,7 +143,8 @@ def choose(
             rows.append(Row(site.name, "left", reason))
         else:
             named.append(site)
-    return named, rows
+    asked = [one for one in orphans if one.is_refused and _is_named(one.name, targets, ignore)]
+    return named, rows + [Row(one.name, "refused", one.reason) for one in asked]
 
 
 _LEFT = {
@@ -153,8 +154,7 @@ _LEFT = {
 }
 
 
-def is_named(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
-    """Whether the globs ask for a weight, whatever it is."""
+def _is_named(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
     return not any(_matches(name, glob) for glob in ignore) and any(_matches(name, glob) for glob in targets)
 
 
@@ -162,7 +162,7 @@ def _check_glob(glob: str, names: Sequence[str]) -> None:
     if glob == "*" or not names or any(_matches(name, glob) for name in names):
         return
     near = difflib.get_close_matches(glob, names, n=3, cutoff=0.0)
-    raise RecipeError(f"no prunable weight is named {glob!r}", found=f"the nearest are {', '.join(near)}", hint=near[0])
+    raise RecipeError(f"no weight is named {glob!r}", found=f"the nearest are {', '.join(near)}", hint=near[0])
 
 
 def _matches(name: str, glob: str) -> bool:

@@ -16,7 +16,7 @@ from compressor.passes.masks import global_ratio_keep, nm_fraction, nm_keep, rat
 from compressor.passes.refit import conjugate_gradients, squared_error
 from compressor.passes.sparsegpt import sparsegpt
 from compressor.pattern import NM, Pattern, Ratio, parse_pattern
-from compressor.pipeline import Context, Outcome, Row, choose, is_named
+from compressor.pipeline import Context, Outcome, Row, choose
 from compressor.registry import unknown
 from compressor.sites import WeightSite
 
@@ -81,7 +81,7 @@ class Sparsify:
         return self.method != "magnitude" or self.refit > 0
 
     def plan(self, graph: Graph) -> list[Row]:
-        named, rows = choose(graph.sites, self.targets, self.ignore)
+        named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)
         for site in named:
             reason = refusal(site, self._pattern)
             rows.append(Row(site.name, "refused" if reason else "changed", reason, asked=self.pattern))
@@ -93,15 +93,7 @@ class Sparsify:
                 hint="compress plan MODEL --sparsity 0.5, or other --targets",
             )
         order = {site.name: position for position, site in enumerate(graph.sites)}
-        return sorted(rows, key=lambda row: order[row.site]) + self._refused_orphans(graph)
-
-    def _refused_orphans(self, graph: Graph) -> list[Row]:
-        """Weights that are named and contracted, in a way that makes no site."""
-        return [
-            Row(one.name, "refused", one.reason, asked=self.pattern)
-            for one in graph.orphans
-            if one.is_refused and is_named(one.name, self.targets, self.ignore)
-        ]
+        return sorted(rows, key=lambda row: order.get(row.site, len(order)))
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         rows = {row.site: row for row in self.plan(graph)}

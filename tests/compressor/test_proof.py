@@ -214,7 +214,10 @@ def scores(drop: float, allowed: float | None) -> Scores:
     return Scores("", one, one, one, drop, 0.0, allowed)
 
 
-def unmet(sites=(site(),), scored=None, parity=EXACT, allow_partial=False) -> list[str]:
+GOOD = (site(),)
+
+
+def unmet(sites=GOOD, scored=None, parity=EXACT, allow_partial=False) -> list[str]:
     return [one.name for one in promises(sites, scored, parity, allow_partial) if not one.met]
 
 

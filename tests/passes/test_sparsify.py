@@ -220,7 +220,7 @@ def test_a_length_that_m_does_not_divide_takes_a_ratio():
 @pytest.mark.parametrize(("option", "glob"), [("targets", "narow"), ("ignore", "hed.*"), ("targets", "Wide.weight")])
 def test_a_glob_that_names_nothing_is_an_error_that_names_the_nearest(option, glob):
     text = f'sparsify{{pattern=2:4,{option}=["*","{glob}"]}}'
-    with pytest.raises(RecipeError, match=f"no prunable weight is named '{glob}'".replace("*", r"\*")) as refused:
+    with pytest.raises(RecipeError, match=f"no weight is named '{glob}'".replace("*", r"\*")) as refused:
         parse_pass(text).plan(graph_of(Network(), normal(2, 4, 6, 6)))
     assert refused.value.hint == {"narow": "narrow.weight", "hed.*": "head.weight", "Wide.weight": "wide.weight"}[glob]
 
