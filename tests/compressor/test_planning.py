@@ -1,0 +1,124 @@
+"""A plan says what export would do, and touches nothing."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import compressor
+from compressor import planning
+from compressor.errors import RecipeError
+from compressor.planning import plan
+
+MAGNITUDE = "export | sparsify{pattern=2:4,method=magnitude,refit=0}"
+
+
+class Recurrent(nn.Module):
+    """An LSTM, whose weights are no sites, a layer behind it, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.inner, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(self.lstm(x)[0][:, -1]))
+
+
+@pytest.fixture(scope="module")
+def recurrent():
+    torch.manual_seed(0)
+    return Recurrent(), torch.randn(2, 5, 8)
+
+
+def statuses(model: object, recipe: str) -> dict[str, str]:
+    return {site.name: site.status for site in plan(model, recipe).sites}
+
+
+def test_what_nobody_knows_how_to_change_is_refused_when_everything_is_asked_for(recurrent):
+    found = statuses(recurrent, MAGNITUDE)
+    assert found == {
+        "inner.weight": "changed",
+        "head.weight": "left",
+        "lstm.weight_ih_l0": "refused",
+        "lstm.weight_hh_l0": "refused",
+    }
+
+
+@pytest.mark.parametrize("options", ["targets=[inner]", 'ignore=["lstm*"]', 'ignore=["lstm.weight_?h_l0"]'])
+def test_it_is_left_when_something_else_is_asked_for(recurrent, options):
+    found = statuses(recurrent, MAGNITUDE.replace("}", f",{options}}}"))
+    assert found["lstm.weight_ih_l0"] == found["lstm.weight_hh_l0"] == "left"
+    assert found["inner.weight"] == "changed"
+
+
+def test_naming_only_what_cannot_be_changed_says_why(recurrent):
+    with pytest.raises(RecipeError, match="no site can take 2:4") as refused:
+        plan(recurrent, MAGNITUDE.replace("}", ',targets=["lstm*"]}'))
+    assert "lstm" in str(refused.value.found)
+
+
+def test_a_plan_touches_no_weight_and_writes_nothing(recurrent, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = {name: x.clone() for name, x in recurrent[0].state_dict().items()}
+    plan(recurrent, MAGNITUDE)
+    assert all(torch.equal(x, before[name]) for name, x in recurrent[0].state_dict().items())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_without_calibration_costs_nothing_to_speak_of(recurrent):
+    found = plan(recurrent, MAGNITUDE)
+    assert (found.cost, found.calibration) == (None, "none is needed")
+    assert found.evaluation == "nothing: the data has no labels"
+    assert found.n_changed == 1
+    assert found.share_changed == pytest.approx(128 / (128 + 32 + 2 * 256))
+
+
+def test_a_plan_with_calibration_is_measured_on_a_few_samples(monkeypatch):
+    model = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 64), nn.Linear(64, 4))
+    asked = []
+    made = compressor.Model(model, torch.randn(2, 32), calibration=[torch.randn(4, 32) for _ in range(16)])
+    calibration = compressor.models.python.ModuleSource.calibration  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        "compressor.models.python.ModuleSource.calibration", lambda self, n: asked.append(n) or calibration(self, n)
+    )
+    found = plan(made, "export | sparsify{pattern=2:4,samples=64}")
+    assert asked == [planning.SAMPLE]
+    assert found.calibration == "up to 64 samples from 16 inputs that Sequential brings"
+    weights = 4 * sum(x.numel() for x in model.parameters())
+    assert found.cost is not None
+    assert found.cost.memory > weights + 4 * 64 * 64
+    assert 0 < found.cost.seconds < 60
+
+
+def test_the_estimate_grows_with_the_samples():
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256), nn.Linear(256, 4))
+    made = compressor.Model(model, torch.randn(2, 256), calibration=[torch.randn(64, 256) for _ in range(16)])
+    few, many = (plan(made, f"export | sparsify{{pattern=2:4,samples={n}}}").cost for n in (8, 8192))
+    assert few is not None
+    assert many is not None
+    assert many.memory > 2 * few.memory
+    assert many.seconds > few.seconds
+
+
+def test_a_plan_says_what_the_runtime_gains_and_what_a_dense_model_does(recurrent):
+    assert "no sparse kernels" in plan(recurrent, MAGNITUDE).gain
+    dense = plan(recurrent, "export")
+    assert dense.gain == "a dense model: nothing to gain but the runtime itself"
+    assert dense.n_changed == 0
+
+
+def test_a_plan_raises_what_export_would_raise(recurrent):
+    with pytest.raises(RecipeError, match="no site can take 3:7"):
+        plan(recurrent, "export | sparsify{pattern=3:7}")
+    with pytest.raises(RecipeError, match="no model was named"):
+        plan(None)
+
+
+def test_a_plan_is_json(recurrent):
+    loaded = json.loads(plan(recurrent, MAGNITUDE).to_json())
+    assert list(loaded) == [
+        "schema", "model", "origin", "recipe", "backend", "sites", "cost", "calibration", "evaluation", "gain",
+    ]  # fmt: skip
+    assert loaded["sites"][0]["asked"] == "2:4"
+    assert loaded["sites"][0]["holds"] is None
