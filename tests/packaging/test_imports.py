@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("passes", "backends", "models")
-HEAVY = {"torch", "transformers", "onnxruntime", "tensorrt"}
+HEAVY = {"torch", "transformers", "onnxruntime", "tensorrt", "tensorrt_rtx"}
 
 
 def sources() -> dict[str, ast.Module]:
@@ -94,8 +94,13 @@ def test_the_walk_tells_a_forbidden_import_from_an_allowed_one(file, line, reaso
 
 def test_each_runtime_is_imported_in_one_file_and_transformers_only_by_models():
     assert importers("onnxruntime") == {"backends/onnxruntime.py"}
-    assert importers("tensorrt") <= {"backends/tensorrt.py"}
+    assert importers("tensorrt") == importers("tensorrt_rtx") == {"backends/tensorrt_worker.py"}
     assert {file.split("/")[0] for file in importers("transformers")} == {"models"}
+
+
+def test_the_worker_imports_the_standard_library_and_tensorrt():
+    found = {module.split(".")[0] for module in imported(sources()["backends/tensorrt_worker.py"])}
+    assert found - sys.stdlib_module_names == {"tensorrt", "tensorrt_rtx"}
 
 
 # *** the command line answers at once ***
