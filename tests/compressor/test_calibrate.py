@@ -274,11 +274,12 @@ def test_sites_that_are_not_named_stay_as_they_are(tower):
 
 
 def test_an_operator_that_works_in_place_spoils_no_value_that_is_read_again():
-    a, b = nn.Linear(4, 4), nn.Linear(4, 2)
-    model = Compute(lambda self, x: self.b(self.a(x).mul_(2).add_(1)), a=a, b=b)
+    layers = {name: nn.Linear(4, 4) for name in "abc"}
+    model = Compute(lambda self, x: self.c(self.b(self.a(x).mul_(2).add_(1))), **layers)
     feeds = batches(5, 4)
-    found = snapshot(graph_of(model, normal(3, 4)), feeds)
-    torch.testing.assert_close(found["b.weight"][0][0], hooked(model, feeds)["b.weight"])
+    expected = hooked(model, feeds)
+    for name, (H, _) in snapshot(graph_of(model, normal(3, 4)), feeds).items():
+        torch.testing.assert_close(H[0], expected[name])
 
 
 # *** memory ***
@@ -286,12 +287,14 @@ def test_an_operator_that_works_in_place_spoils_no_value_that_is_read_again():
 
 def test_statistics_of_one_segment_are_held_at_a_time(tower):
     _, graph = tower
+    before: dict[WeightSite, Statistics] = {}
     alive: list[weakref.ref] = []
     for _, found in run(graph, batches(2, 3, 4)):
         gc.collect()
+        assert not before
         assert not [one for one in alive if one() is not None]
         alive += [weakref.ref(one) for one in found.values()]
-        del found
+        before = found
 
 
 def test_a_value_is_freed_after_its_last_reader(monkeypatch):

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -78,10 +80,37 @@ def test_the_example_may_be_a_view():
     torch.onnx.export(graph.program(), verbose=False)
 
 
+def test_what_works_in_place_is_captured_as_if_it_did_not():
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc(x)
+        y[:, :2].mul_(3)
+        return F.relu(y, inplace=True)
+
+    model = Compute(forward, fc=nn.Linear(4, 4))
+    graph = graph_of(model, normal(3, 4))
+    assert "_.default" not in graph.text()
+    assert "relu.default" in graph.text()
+    x = normal(7, 4, seed=1)
+    with torch.no_grad():
+        torch.testing.assert_close(graph.run({"x0": x})["y"], model(x))
+
+
 # *** refusals ***
 
 
-def test_a_data_dependent_forward_is_refused_with_the_line_where_it_is(capfd):
+@pytest.fixture
+def logged():
+    """What torch logs while it captures a graph."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+def test_a_data_dependent_forward_is_refused_with_the_line_where_it_is(capfd, logged):
     model = Compute(lambda self, x: x if x.sum() > 0 else -x)
     with pytest.raises(SourceError, match=r"torch\.export cannot capture Compute") as caught:
         graph_of(model, normal(3, 4))
@@ -90,6 +119,7 @@ def test_a_data_dependent_forward_is_refused_with_the_line_where_it_is(capfd):
     assert "\n" not in caught.value.found
     assert "forward" not in model.__dict__
     assert capfd.readouterr() == ("", "")  # torch would print the graph
+    assert not logged
 
 
 def test_an_axis_that_cannot_vary_is_refused_with_the_axis():
