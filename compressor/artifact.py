@@ -49,9 +49,11 @@ def staged(output: Path, overwrite: bool) -> Iterator[Path]:
         yield staging
         _swap(staging, output)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(
-                f"the disk is full while writing {output}", found="nothing was left behind", hint="another --output"
+                f"the disk is full while writing {output}",
+                found=f"{error.strerror}; nothing was left behind",
+                hint="another --output",
             ) from None
         raise
     finally:

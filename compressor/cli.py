@@ -293,7 +293,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         # Neither an Exit nor Ctrl-C comes out of typer: it returns their codes.
-        code = app(standalone_mode=False) or OK
+        code = app(prog_name="compress", standalone_mode=False) or OK
     except KeyboardInterrupt:
         code = INTERRUPTED
     except UserError as error:

@@ -121,12 +121,15 @@ class _Run:
 
     def compile(self, folder: Path) -> Report:
         recipe, twin = self.recipe, folder / DENSE_TWIN
+        # What cannot be done is said before any time is spent: missing data here, sites that refuse below.
+        evaluation = self._evaluation()
+        if any(one.needs_data for one in recipe.passes):
+            self.calibration = self.source.calibration_description
         with self._stage("capture the graph"):
             graph = self.source.lower()
             graph.verify()
         for one in recipe.passes:
-            one.plan(graph)  # refuses what cannot be done before any time is spent
-        evaluation = self._evaluation()
+            one.plan(graph)
         dense_nonzero = _count_nonzero(graph)
         dense_score = self._score("score the dense model", evaluation, graph.run)
         if recipe.passes:

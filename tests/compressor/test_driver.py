@@ -281,7 +281,7 @@ def test_without_a_budget_any_score_will_do_but_one_that_is_no_number(tmp_path):
         (mlp(), "export | sparsify{pattern=2:4,targets=[nope]}", RecipeError, "no weight is named 'nope'"),
         (mlp(), "export{backend=onnxruntim}", RecipeError, "unknown backend 'onnxruntim'"),
         (mlp(), "export | sparsify{pattern=2:4}", DataError, "brings no calibration data"),
-        ("no/such.py:function", None, SourceError, "cannot find no/such.py"),
+        ("no/such.py:function", None, SourceError, "no/such.py"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_is_written(tmp_path, model, recipe, error, what):
