@@ -6,7 +6,7 @@ layer's tactic name (inspector): the kernel itself. `HasSparseWeights` in the JS
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,15 +54,15 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def read_layers(text: str, sites: Sequence[str]) -> tuple[Layer, ...]:
-    """The layers that the inspector lists, each with the site whose name it carries.
+def read_layers(text: str, sites: Mapping[str, str]) -> tuple[Layer, ...]:
+    """The layers that the inspector lists, each with its site. sites: layer name in the ONNX file -> site.
 
     Both forms are read: objects with Name and TacticName (DETAILED), and bare names, whose kernels stay unknown.
     """
     return tuple(_layer(entry, sites) for entry in json.loads(text).get("Layers", []))
 
 
-def _layer(entry: Any, sites: Sequence[str]) -> Layer:
+def _layer(entry: Any, sites: Mapping[str, str]) -> Layer:
     if not isinstance(entry, dict):
         return Layer(str(entry), "", False, _site(str(entry), sites))
     name, tactic = entry.get("Name", ""), entry.get("TacticName") or ""
@@ -70,7 +70,7 @@ def _layer(entry: Any, sites: Sequence[str]) -> Layer:
     return Layer(name, tactic, bool(_SPARSE_TACTIC.search(tactic)), _site(told, sites))
 
 
-def _site(text: str, sites: Sequence[str]) -> str:
-    """The longest site name in the text that ends where it ends: `h.1` is not in `h.10`."""
-    found = [site for site in sites if re.search(rf"(?<![\w.]){re.escape(site)}(?![\w.])", text)]
-    return max(found, key=len, default="")
+def _site(text: str, sites: Mapping[str, str]) -> str:
+    """The site with the longest name that stands whole in the text: `h.1` does not in `h.10`."""
+    found = [name for name in sites if re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", text)]
+    return sites[max(found, key=len)] if found else ""

@@ -11,10 +11,8 @@ from typing import Protocol, runtime_checkable
 
 from compressor.graph import Feeds
 from compressor.progress import Progress
+from compressor.shapes import Range
 from compressor.source import Backend
-
-REFERENCE = "reference.safetensors"
-FINISHED = "the engine is built and has run"
 
 
 @dataclass(frozen=True)
@@ -58,17 +56,16 @@ class Layer:
 class Engine:
     """How far the engine came on this machine, and what the builder said.
 
-    is_built, has_run; why: what stopped it, "" when nothing did; command: what finishes the job, and where.
+    is_built, runs_here; why: what stopped it, "" when nothing did; command: what finishes the job, and where.
     eligible, chosen: layers that the builder's log counts as fit for sparse kernels, and as given one; None when it
     does not say. layers: what the engine's inspector lists, empty when it cannot be asked here.
     """
 
     runtime: str
     is_built: bool = False
-    has_run: bool = False
+    runs_here: bool = False
     why: str = ""
     command: str = ""
-    device: str = ""
     seconds: float = 0.0
     bytes: int = 0
     eligible: int | None = None
@@ -80,10 +77,16 @@ class Engine:
         if not self.is_built:
             return "no engine was built here"
         if self.eligible is None or self.chosen is None:
-            return f"{self.runtime} does not say which layers got sparse kernels"
-        found = f"{self.eligible} layers eligible, {self.chosen} with a sparse kernel"
+            return f"{self.runtime} did not say which layers get sparse kernels"
         left = self.eligible - self.chosen
-        return f"{found}; dense was faster on {left}" if left else found
+        faster = f"; dense was faster on {left}" if left else ""
+        return f"{self.runtime}: eligible {self.eligible}, chosen {self.chosen}{faster}"
+
+    def kernel(self, site: str) -> str:
+        """Which kernel a site got: `sparse NAME`, `dense NAME`, or "" when the inspector does not tell."""
+        own = [layer for layer in self.layers if layer.site == site and layer.tactic]
+        best = next((layer for layer in own if layer.is_sparse), own[0] if own else None)
+        return f"{'sparse' if best.is_sparse else 'dense'} {best.tactic}" if best else ""
 
 
 @runtime_checkable
@@ -93,11 +96,11 @@ class EngineBackend(Backend, Protocol):
     def check(self, path: Path) -> tuple[Verdict, ...]:
         """Each contraction of a stored weight in an ONNX file; needs no device."""
 
-    def prepare(self, folder: Path, shapes: Mapping[str, tuple[int, int, int]]) -> None:
-        """Write beside the model what the build takes. shapes: symbol -> (least, usual, most)."""
+    def prepare(self, folder: Path, shapes: Mapping[str, Range]) -> None:
+        """Write beside the model what the build takes. shapes: symbol -> least, usual and most."""
 
     def build_engine(self, folder: Path, progress: Progress) -> Engine:
-        """Build as much as this machine can. Raises BackendError when the model cannot be built anywhere."""
+        """Build as much as this machine can. Raises BackendError when the model can be built nowhere."""
 
     def time_engines(self, folder: Path, feeds: Feeds) -> dict[str, list[float]]:
         """Milliseconds per call on the device: `dense`, built from the same file, and `sparse`, in turn."""

@@ -6,6 +6,10 @@
     │   ├── SourceError          a model that cannot be found, read or lowered
     │   ├── DataError            calibration or evaluation data that cannot be used
     │   ├── BackendError         a runtime that is missing or cannot build this model
+    │   │   ├── NotInstalledError    its libraries are not installed here
+    │   │   ├── NoDeviceError        the device that it needs is not here
+    │   │   ├── ParseError           it cannot read the file; says at which node
+    │   │   └── BuildError           it has read the file, and cannot build it; says what its log ends with
     │   └── OutputError          the output folder cannot be written
     └── InternalError        a promise of our own code is broken: traceback, exit code 70
 
@@ -45,6 +49,29 @@ class DataError(UserError):
 
 class BackendError(UserError):
     """A runtime that is missing, or that cannot build this model."""
+
+
+class NotInstalledError(BackendError):
+    """A runtime whose libraries are not installed here."""
+
+
+class NoDeviceError(BackendError):
+    """A runtime whose device is not here."""
+
+
+class ParseError(BackendError):
+    """A file that the runtime cannot read.
+
+    node: the name of the first node it stumbled over, or "".
+    """
+
+    def __init__(self, what: str, found: str | None = None, hint: str | None = None, node: str = ""):
+        super().__init__(what, found, hint)
+        self.node = node
+
+
+class BuildError(BackendError):
+    """A file that the runtime has read and cannot build."""
 
 
 class OutputError(UserError):

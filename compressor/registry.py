@@ -21,6 +21,8 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     },
     "backends": {
         "onnxruntime": "compressor.backends.onnxruntime:OnnxRuntime",
+        "tensorrt": "compressor.backends.tensorrt:TensorRT",
+        "tensorrt-rtx": "compressor.backends.tensorrt:TensorRTRTX",
     },
     # Asked in this order; the first that says `accepts(name)` opens the model.
     "sources": {

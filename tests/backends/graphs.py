@@ -17,6 +17,8 @@ def model(body: str, x: str = f"float16[b,{K}]", y: str = "float16[b,m]", **weig
     text = f'<ir_version: 10, opset_import: ["" : 21]> main ({x} X) => ({y} Y) {{ {body} }}'
     proto = onnx.parser.parse_model(text)
     proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights.items())
+    for node in proto.graph.node:
+        node.name = f"{node.op_type} to {node.output[0]}"
     return ir.from_proto(proto)
 
 

@@ -57,7 +57,7 @@ def test_the_last_pair_counts_for_each_round_prints_one():
 
 SPARSE = "sm80_xmma_sparse_gemm_f16f16_f16f16_f16_tn_n_tilesize128x128x64_stage3_warpsize2x2x1_sptensor16x8x32"
 DENSE = "sm80_xmma_gemm_f16f16_f16f16_f16_tn_n_tilesize128x128x32_stage4_warpsize2x2x1_tensor16x8x16"
-SITES = ["h.1.mlp.c_fc", "h.10.mlp.c_fc", "h.1.mlp"]
+SITES = {name: f"{name}.weight" for name in ("h.1.mlp.c_fc", "h.10.mlp.c_fc", "h.1.mlp")}
 
 
 def test_reads_tactics_of_both_forms_of_detailed_json():
@@ -73,13 +73,15 @@ def test_reads_tactics_of_both_forms_of_detailed_json():
     eleven = {"Layers": ten["Layers"], "I/O Tensors": [{"Name": "x", "Format": "Linear", "Datatype": "Half"}]}
     for form in (ten, eleven):
         sparse, dense = read_layers(json.dumps(form), SITES)
-        assert (sparse.site, sparse.is_sparse, sparse.tactic) == ("h.1.mlp.c_fc", True, SPARSE)
-        assert (dense.site, dense.is_sparse) == ("h.10.mlp.c_fc", False), "weights that fit are not a kernel that ran"
+        assert (sparse.site, sparse.is_sparse, sparse.tactic) == ("h.1.mlp.c_fc.weight", True, SPARSE)
+        assert (dense.site, dense.is_sparse) == ("h.10.mlp.c_fc.weight", False), (
+            "weights that fit are not a kernel that ran"
+        )
 
 
 def test_reads_bare_names_as_layers_of_unknown_kernels():
     [layer] = read_layers('{"Layers": ["h.1.mlp.c_fc"], "Bindings": []}', SITES)
-    assert (layer.site, layer.tactic, layer.is_sparse) == ("h.1.mlp.c_fc", "", False)
+    assert (layer.site, layer.tactic, layer.is_sparse) == ("h.1.mlp.c_fc.weight", "", False)
 
 
 @pytest.mark.parametrize(
@@ -96,10 +98,10 @@ def test_reads_bare_names_as_layers_of_unknown_kernels():
 )
 def test_a_sparse_kernel_is_known_by_its_name(tactic, is_sparse):
     text = json.dumps({"Layers": [{"Name": "a", "TacticName": tactic}]})
-    assert read_layers(text, [])[0].is_sparse == is_sparse
+    assert read_layers(text, {})[0].is_sparse == is_sparse
 
 
 def test_a_site_is_found_in_the_metadata_of_a_fused_layer():
     layer = {"Name": "__myl_Fc_0", "TacticName": "x", "Metadata": "[ONNX Layer: h.1.mlp.c_fc]\u001e[ONNX Layer: add]"}
-    assert read_layers(json.dumps({"Layers": [layer]}), SITES)[0].site == "h.1.mlp.c_fc"
+    assert read_layers(json.dumps({"Layers": [layer]}), SITES)[0].site == "h.1.mlp.c_fc.weight"
     assert read_layers(json.dumps({"Layers": [{**layer, "Metadata": "other"}]}), SITES)[0].site == ""
