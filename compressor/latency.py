@@ -32,7 +32,9 @@ class Comparison:
     spread: dict[str, tuple[float, float]]
 
 
-def compare(runs: Mapping[str, Run], workload: str, feeds: Feeds, *, seconds: float = 4.0, rounds: tuple[int, int] = (10, 200)) -> Comparison:
+def compare(
+    runs: Mapping[str, Run], workload: str, feeds: Feeds, *, seconds: float = 4.0, rounds: tuple[int, int] = (10, 200)
+) -> Comparison:
     """Time each run on the same inputs, one call each per round; the first is the reference.
 
     seconds: about how long to measure. rounds: least and most. The first WARM_UP calls of each are thrown away.
