@@ -1,7 +1,7 @@
 """Causal language models: one flat graph with a key-value cache serves calibration, scoring and deployment."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +12,14 @@ from torch.nn import functional as F
 from compressor.errors import SourceError
 from compressor.graph import Feeds, Port, Run
 from compressor.models.pretrained import Pretrained
-from compressor.models.task import batches, perplexity
+from compressor.models.records import Records, short
+from compressor.models.task import perplexity
 from compressor.models.tokens import context_length, load_tokenizer, windows
 from compressor.source import Evaluation, Score
 
 PROMPT_LENGTHS = (16, 12, 8)
+BATCH = 8
+MOST_LOGITS = 50_000_000  # 200 MB in float32
 
 
 class CausalLM(Pretrained):
@@ -28,22 +31,44 @@ class CausalLM(Pretrained):
     # *** lowering ***
 
     @cached_property
-    def _cache_shapes(self) -> list[tuple[int, int]]:
-        """(heads, head size) of each cache tensor, key then value, layer by layer, as the model makes them."""
-        with torch.no_grad():
-            cache = self.model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True).past_key_values
-        tensors = [tensor for layer in cache.layers for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))]
-        if not tensors or any(tensor is None or tensor.ndim != 4 for tensor in tensors):
-            raise SourceError(
-                f"{self.name} keeps a state that is not a key-value cache",
-                found=", ".join(sorted({type(layer).__name__ for layer in cache.layers})),
-                hint="a decoder with plain attention",
-            )
-        return [(tensor.shape[1], tensor.shape[3]) for tensor in tensors]
+    def _arguments(self) -> Mapping[str, Any]:
+        return inspect.signature(type(self.model).forward).parameters
 
     @cached_property
     def _takes_positions(self) -> bool:
-        return "position_ids" in inspect.signature(type(self.model).forward).parameters
+        return "position_ids" in self._arguments
+
+    @property
+    def _vocabulary(self) -> int:
+        return self.model.config.get_text_config().vocab_size
+
+    def _new_cache(self) -> dict[str, Any]:
+        """An empty cache, under the name that the model takes it by.
+
+        Made without the model's configuration, which would crop the layers with a sliding window: whole layers give the
+        same logits, since the mask has the window as well, and every layer keeps the same length.
+        """
+        from transformers import DynamicCache
+
+        return {"cache" if "cache" in self._arguments else "past_key_values": DynamicCache()}
+
+    @cached_property
+    def _cache_shapes(self) -> list[tuple[int, int]]:
+        """(heads, head size) of each cache tensor, key then value, layer by layer, as the model makes them."""
+        [(name, cache)] = self._new_cache().items()
+        try:
+            with torch.no_grad():
+                self.model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=True, **{name: cache})
+            shapes = [(x.shape[1], x.shape[3]) for x in _keys_and_values(cache)]
+        except Exception as error:
+            raise self._no_cache(f"{type(error).__name__}: {short(error)}") from error
+        if not shapes:
+            raise self._no_cache("no keys and values after a call")
+        return shapes
+
+    def _no_cache(self, found: str) -> SourceError:
+        what = f"{self.name} ({type(self.model).__name__}) does not keep its state in a key-value cache"
+        return SourceError(what, found=found, hint="a decoder with plain attention")
 
     def _cache_names(self, prefix: str) -> list[str]:
         return [f"{prefix}.{i // 2}.{('key', 'value')[i % 2]}" for i in range(len(self._cache_shapes))]
@@ -64,41 +89,38 @@ class CausalLM(Pretrained):
         )
 
     def example(self) -> Feeds:
-        generator = torch.Generator().manual_seed(0)
         mask = torch.ones(2, 8, dtype=torch.long)
         mask[0, :2] = 0  # padded, or the mask is pruned from the graph
-        ids = torch.randint(self.model.config.vocab_size, (2, 3), generator=generator)
-        feeds = {"input_ids": ids, "attention_mask": mask}
-        if self._takes_positions:
-            feeds["position_ids"] = _positions(mask)[:, 5:]
-        return feeds | self._cache(2, 5, generator)
-
-    def _cache(self, batch: int, length: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        generator = generator or torch.Generator().manual_seed(0)
-        return {
-            name: torch.randn(batch, heads, length, size, generator=generator)
-            for name, (heads, size) in zip(self._cache_names("past_key_values"), self._cache_shapes, strict=True)
-        }
+        ids = torch.randint(self._vocabulary, (2, 3), generator=torch.Generator().manual_seed(0))
+        return self.feeds(ids, mask, self._past(2, 5))
 
     def forward(self, model: Any, feeds: Feeds) -> tuple[Tensor, ...]:
-        from transformers.cache_utils import DynamicCache
-
-        cache = DynamicCache(config=model.config)
+        [(name, cache)] = self._new_cache().items()
         past = [feeds[name] for name in self._cache_names("past_key_values")]
         for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
             cache.update(key, value, layer)
         tokens = {name: x for name, x in feeds.items() if not name.startswith("past_key_values")}
-        result = model(**tokens, past_key_values=cache, use_cache=True)
-        present = [tensor for layer in result.past_key_values.layers for tensor in (layer.keys, layer.values)]
-        return (result.logits, *present)
+        logits = model(**tokens, use_cache=True, **{name: cache}).logits
+        return (logits, *_keys_and_values(cache))
 
-    def _feeds(self, ids: Tensor, mask: Tensor | None = None, past: Mapping[str, Tensor] | None = None) -> Feeds:
-        """One call: new tokens ids (B, S), mask over past and new (B, T), and the cache so far (empty when None)."""
+    # *** calling ***
+
+    def feeds(self, ids: Tensor, mask: Tensor | None = None, past: Feeds | None = None) -> Feeds:
+        """One call: new tokens (B, S), mask over past and new (B, T), and the cache so far, empty when None."""
         mask = torch.ones_like(ids) if mask is None else mask
         feeds = {"input_ids": ids, "attention_mask": mask}
         if self._takes_positions:
-            feeds["position_ids"] = _positions(mask)[:, -ids.shape[1] :].contiguous()
-        return feeds | dict(past or self._cache(ids.shape[0], 0))
+            # Padding is not counted.
+            feeds["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :].contiguous()
+        return feeds | dict(past or self._past(ids.shape[0], 0))
+
+    def _past(self, batch: int, length: int) -> dict[str, Tensor]:
+        """A cache of noise, which times and traces as any other."""
+        generator = torch.Generator().manual_seed(0)
+        return {
+            name: torch.randn(batch, heads, length, size, generator=generator)
+            for name, (heads, size) in zip(self._cache_names("past_key_values"), self._cache_shapes, strict=True)
+        }
 
     # *** data ***
 
@@ -111,51 +133,47 @@ class CausalLM(Pretrained):
 
     @property
     def window(self) -> int:
-        return min(self.options.window, context_length(self.model.config))
+        return min(self.options.window, context_length(self.model))
 
-    @property
-    def _batch_size(self) -> int:
-        # Logits of one batch stay near 200 MB.
-        return max(1, min(8, 50_000_000 // (self.window * self.model.config.vocab_size)))
+    def _windows(self, records: Records, length: int, n: int) -> Tensor:
+        return windows(records, self.tokenizer, length, n, self.options.seed)
 
     def calibration(self, n: int) -> Sequence[Feeds]:
-        ids = windows(self.splits.calibration, self.tokenizer, self.window, n)
-        return [self._feeds(batch) for batch in batches(ids, 8)]
+        return [self.feeds(ids) for ids in self._windows(self.splits.calibration, self.window, n).split(BATCH)]
 
     def evaluation(self, n: int) -> Evaluation | None:
         if self.splits.evaluation is None:
             return None
-        ids = windows(self.splits.evaluation, self.tokenizer, self.window, n)
-        described = f"{len(ids)} windows of {self.window} tokens from {self._described(self.splits.evaluation)}"
+        ids, unit = self._windows(self.splits.evaluation, self.window, n), f"windows of {self.window} tokens"
+        size = max(1, min(BATCH, MOST_LOGITS // (self.window * self._vocabulary)))
 
         def score(run: Run) -> Score:
-            losses = [loss for batch in batches(ids, self._batch_size) for loss in _losses(run(self._feeds(batch))["logits"], batch)]
-            return perplexity(losses, f"windows of {self.window} tokens")
+            losses = [loss for batch in ids.split(size) for loss in _losses(run(self.feeds(batch))["logits"], batch)]
+            return perplexity(losses, unit)
 
-        return Evaluation(described, score)
+        return Evaluation(f"{len(ids)} {unit} from {self.described(self.splits.evaluation)}", score)
 
     def workloads(self) -> Mapping[str, Feeds]:
         length = min(128, self.window // 2)
-        ids = windows(self.splits.calibration, self.tokenizer, length + 1, 1)
+        ids = self._windows(self.splits.calibration, length + 1, 1)
         mask = torch.ones(1, length + 1, dtype=torch.long)
         return {
-            f"prefill {length}": self._feeds(ids[:, :length]),
-            f"decode at {length}": self._feeds(ids[:, length:], mask, self._cache(1, length)),
+            f"prefill {length}": self.feeds(ids[:, :length]),
+            f"decode at {length}": self.feeds(ids[:, length:], mask, self._past(1, length)),
         }
 
     def generate(self, run: Run, n_tokens: int) -> Tensor:
-        """Greedy continuations (prompts, n_tokens) of left-padded prompts from the evaluation text."""
-        records = self.splits.evaluation or self.splits.calibration
-        room = context_length(self.model.config) - max(PROMPT_LENGTHS)
-        ids = windows(records, self.tokenizer, max(PROMPT_LENGTHS), len(PROMPT_LENGTHS)).clone()
+        """Greedy continuations (prompts, n_tokens) of left-padded prompts from the held-out text."""
+        longest = max(PROMPT_LENGTHS)
+        ids = self._windows(self.splits.evaluation or self.splits.calibration, longest, len(PROMPT_LENGTHS))
         mask = torch.ones_like(ids)
-        for row, length in zip(range(len(ids)), PROMPT_LENGTHS, strict=False):
-            mask[row, : ids.shape[1] - length] = 0
-        return greedy(run, self._feeds, ids, mask, min(n_tokens, room))
+        for row, length in zip(mask, PROMPT_LENGTHS, strict=False):
+            row[: longest - length] = 0
+        return greedy(run, self.feeds, ids, mask, min(n_tokens, context_length(self.model) - longest))
 
 
-def greedy(run: Run, feeds: Any, ids: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
-    """The n_tokens most likely tokens after each prompt ids (B, S), one call per token, cache carried along."""
+def greedy(run: Run, feeds: Callable[..., Feeds], ids: Tensor, mask: Tensor, n_tokens: int) -> Tensor:
+    """The most likely tokens (B, n_tokens) after prompts ids (B, S), one call per token, the cache carried along."""
     past, made = None, []
     for _ in range(n_tokens):
         out = run(feeds(ids, mask, past))
@@ -166,9 +184,8 @@ def greedy(run: Run, feeds: Any, ids: Tensor, mask: Tensor, n_tokens: int) -> Te
     return torch.cat(made, dim=1)
 
 
-def _positions(mask: Tensor) -> Tensor:
-    """Position of each token, padding not counted: (B, T)."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
+def _keys_and_values(cache: Any) -> list[Tensor]:
+    return [x for layer in cache.layers for x in (layer.keys, layer.values)]
 
 
 def _losses(logits: Tensor, ids: Tensor) -> list[float]:

@@ -1,33 +1,37 @@
 """Hugging Face models: an id on the hub or a local folder in its layout; the task is found from the configuration."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from compressor.errors import SourceError
-from compressor.models.task import Options
+from compressor.models.records import short
+from compressor.models.task import Options, check_finite
 from compressor.models.zoo import NAMES as ZOO_NAMES
 from compressor.source import Source
 
-# auto class -> (task, where it is served). The first whose mapping holds the checkpoint's architecture is taken.
-_TASKS = {
-    "AutoModelForCausalLM": "compressor.models.causal_lm:CausalLM",
-    "AutoModelForMaskedLM": "compressor.models.masked_lm:MaskedLM",
-    "AutoModelForSequenceClassification": "compressor.models.sequence_classification:SequenceClassification",
-    "AutoModelForImageClassification": "compressor.models.image_classification:ImageClassification",
-}
-_MAPPINGS = {
-    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
-    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
-    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-}
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5")
+# (auto class, its table of architectures, where the task is served); the first that holds the architecture is taken.
+_TASKS = (
+    ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "causal_lm:CausalLM"),
+    ("AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES", "masked_lm:MaskedLM"),
+    (
+        "AutoModelForSequenceClassification",
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+        "sequence_classification:SequenceClassification",
+    ),
+    (
+        "AutoModelForImageClassification",
+        "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+        "image_classification:ImageClassification",
+    ),
+)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.msgpack", "*.h5")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+LOCAL_OR_ZOO = f"a local folder (./my-model), or a model that ships with Compressor: {', '.join(ZOO_NAMES)}"
 
 
 class HubSource:
@@ -47,119 +51,126 @@ def open_pretrained(where: str, name: str, options: Options) -> Source:
 
     where: a local folder or a hub id. name: what the user typed.
     """
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    folder = Path(where)
+    folder = Path(where).expanduser()
     if folder.exists():
-        _check_folder(folder, options)
-    config = _boundary(name, lambda: transformers.AutoConfig.from_pretrained(where, trust_remote_code=options.remote_code))
-    auto = _auto_class(config, name)
-    model = _boundary(
-        name,
-        lambda: getattr(transformers, auto).from_pretrained(
-            where,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=options.remote_code,
-        ),
-    )
-    _check_finite(model, name)
-    module, _, cls = _TASKS[auto].partition(":")
-    return getattr(import_module(module), cls)(name, where, model.eval(), options)
+        _check_folder(folder)
+        where = str(folder)
+    elif not _HUB_ID.fullmatch(where):
+        raise SourceError(f"no model at {name}", found="no such folder, and no name on the hub", hint=LOCAL_OR_ZOO)
+    with _in_our_words(name):
+        task, model = _load(where, name, options)
+    check_finite(name, model)
+    module, _, cls = task.partition(":")
+    source = getattr(import_module(f"compressor.models.{module}"), cls)(name, where, model.eval(), options)
+    source.processor()  # refused now, not after hours
+    return source
 
 
-def _check_folder(folder: Path, options: Options) -> None:
-    """Refuse what transformers would either misreport or read by running code."""
+def _check_folder(folder: Path) -> None:
+    """Refuse what transformers would misreport."""
     if folder.is_file():
-        raise SourceError(
-            f"{folder} is a file", hint="a folder in the Hugging Face layout, or FILE.py:FUNCTION that returns a module"
-        )
-    if not (folder / "config.json").exists():
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "an empty folder"
+        hint = "a folder in the Hugging Face layout, or FILE.py:FUNCTION that returns a module"
+        raise SourceError(f"{folder} is not a folder", found="a file", hint=hint)
+    names = sorted(path.name for path in folder.iterdir())
+    if "config.json" not in names:
+        found = ", ".join(names[:8]) or "an empty folder"
         raise SourceError(f"{folder} has no config.json", found=found, hint="a folder written by save_pretrained")
     try:
-        config = json.loads((folder / "config.json").read_text())
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SourceError(f"{folder / 'config.json'} is not JSON", found=str(error)) from None
-    if "auto_map" in config and not options.remote_code:
-        raise SourceError(
-            f"{folder} asks to run its own code", found=f"auto_map in config.json: {config['auto_map']}",
-            hint="read that code, then add --trust-remote-code",
-        )
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if not list(folder.glob("*.safetensors")):
+        raise SourceError(f"{folder}/config.json is not JSON", found=short(error), hint="write it again") from error
+    if not any(folder.glob("*.safetensors*")):
+        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
         raise SourceError(
             f"{folder} has no weights that can be read safely",
-            found=f"only {', '.join(pickles)}, which run code when opened" if pickles else "no *.safetensors",
+            found=f"only {', '.join(pickles)}, which may run code when opened" if pickles else "no *.safetensors",
             hint="model.save_pretrained(FOLDER) in an environment you trust writes safetensors",
         )
 
 
-def _auto_class(config: Any, name: str) -> str:
-    """The auto class whose mapping holds the architecture the checkpoint was saved with."""
+# *** loading ***
+
+
+def _load(where: str, name: str, options: Options) -> tuple[str, Any]:
+    """(task, model in float32). Never unpickles; runs code of the checkpoint only when asked to."""
+    import torch
+    import transformers
+
+    trust = {"trust_remote_code": options.remote_code}
+    with _quiet_transformers():
+        config = transformers.AutoConfig.from_pretrained(where, **trust)
+        auto, task = _served(config, name, options)
+        model, info = getattr(transformers, auto).from_pretrained(
+            where, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **trust
+        )
+    if missing := sorted(info["missing_keys"]):  # transformers has made up random ones
+        raise SourceError(
+            f"the weights of {name} are not all there",
+            found=f"{len(missing)} are missing, the first is {missing[0]}",
+            hint="the whole checkpoint, saved from the architecture that its config.json names",
+        )
+    return task, model
+
+
+def _served(config: Any, name: str, options: Options) -> tuple[str, str]:
+    """(auto class, task) for the architecture that the checkpoint was saved from."""
     from transformers.models.auto import modeling_auto
 
+    if getattr(config, "quantization_config", None):
+        hint = "the checkpoint before it was quantized"
+        raise SourceError(f"{name} is quantized already", found="quantization_config in config.json", hint=hint)
     architectures = list(config.architectures or [])
-    for auto, mapping in _MAPPINGS.items():
-        classes = getattr(modeling_auto, mapping).get(config.model_type, ())
-        known = {classes} if isinstance(classes, str) else set(classes)
-        if known & set(architectures):
-            return auto
+    own = getattr(config, "auto_map", None) or {} if options.remote_code else {}
+    for auto, table, task in () if getattr(config, "is_encoder_decoder", False) else _TASKS:
+        known = getattr(modeling_auto, table).get(config.model_type, ())
+        if auto in own or set(architectures) & ({known} if isinstance(known, str) else set(known)):
+            return auto, task
     raise SourceError(
         f"{name} is for a task that is not served yet",
-        found=f"architecture {', '.join(architectures) or 'not named in config.json'} ({config.model_type})",
+        found=f"the architecture {', '.join(architectures) or 'is not named in config.json'} ({config.model_type})",
         hint="causal or masked language models, sequence or image classification; or FILE.py:FUNCTION for any module",
     )
 
 
-def _boundary(name: str, call: Callable[[], Any]) -> Any:
-    """Call into transformers; its many exceptions become one SourceError that says what to do."""
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its warnings and progress bars; what matters of them is an error of ours."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
-        return call()
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _in_our_words(name: str) -> Iterator[None]:
+    """transformers raises many kinds of exceptions; each becomes a SourceError that says what to do."""
+    try:
+        yield
     except SourceError:
         raise
     except Exception as error:
-        raise _translated(name, error) from error
+        what, hint = _reason(name, error)
+        raise SourceError(what, found=f"{type(error).__name__}: {short(error)}", hint=hint) from error
 
 
-def _translated(name: str, error: Exception) -> SourceError:
-    text = " ".join(str(error).split())
-    kind = type(error).__name__
-    zoo = ", ".join(ZOO_NAMES)
-    if kind == "SafetensorError" or "safetensors" in text.lower() and "header" in text.lower():
-        return SourceError(f"the weights of {name} are truncated or corrupt", found=text[:200], hint="download them again")
+def _reason(name: str, error: Exception) -> tuple[str, str]:
+    """(what failed, what to type), by what the exception says."""
+    text = str(error).lower()
+    if type(error).__name__ == "SafetensorError":
+        return f"the weights of {name} are truncated or corrupt", "download or write them again"
     if "trust_remote_code" in text:
-        return SourceError(
-            f"{name} asks to run its own code", found=text[:200], hint="read that code, then add --trust-remote-code"
-        )
-    if "pickle" in text.lower() or "torch.load" in text or "use_safetensors" in text or "model.safetensors" in text:
-        return SourceError(
-            f"{name} has no weights that can be read safely", found=text[:200], hint="a checkpoint with safetensors"
-        )
-    offline = any(word in text.lower() for word in ("couldn't connect", "connection", "offline", "resolve", "timed out"))
-    if offline:
-        return SourceError(
-            f"the model hub cannot be reached for {name!r}",
-            found=text[:160],
-            hint=f"a local folder (./my-model), or a model that ships with Compressor: {zoo}",
-        )
-    if kind in ("OSError", "RepositoryNotFoundError", "HFValidationError", "EnvironmentError"):
-        return SourceError(
-            f"unknown model {name!r}",
-            found=text[:160],
-            hint=f"a local folder (./my-model), a hub id, or a model that ships with Compressor: {zoo}",
-        )
-    return SourceError(f"{name} cannot be loaded", found=f"{kind}: {text[:200]}", hint="COMPRESS_DEBUG=1 for the traceback")
-
-
-def _check_finite(model: nn.Module, name: str) -> None:
-    bad = [key for key, value in model.state_dict().items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise SourceError(
-            f"{name} has weights that are NaN or Inf",
-            found=f"{len(bad)} tensors, the first is {bad[0]}",
-            hint="a checkpoint from before training diverged",
-        )
+        return f"{name} asks to run its own code", "read that code, then add --trust-remote-code"
+    if "safetensors" in text:
+        return f"{name} has no weights that can be read safely", "a checkpoint with whole safetensors files"
+    if any(word in text for word in ("connect", "offline", "resolve", "timed out")):
+        return f"the model hub cannot be reached for {name!r}", LOCAL_OR_ZOO
+    if "valid model identifier" in text or "not a valid" in text:
+        return f"unknown model {name!r}", f"a hub id, {LOCAL_OR_ZOO}"
+    return f"{name} cannot be loaded", "COMPRESS_DEBUG=1 for the traceback"

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from compressor.errors import SourceError
 from compressor.graph import Feeds, Port
-from compressor.models import images
+from compressor.models.images import Pixels
 from compressor.models.pretrained import Pretrained
+from compressor.models.records import short
 from compressor.source import Evaluation
 
 PORT = "pixel_values"
@@ -31,8 +32,8 @@ class ImageClassification(Pretrained):
         except Exception as error:
             raise SourceError(
                 f"{self.name} has no image processor that can be loaded",
-                found=" ".join(str(error).split())[:200],
-                hint="preprocessor_config.json beside config.json",
+                found=short(error),
+                hint="preprocessor_config.json beside config.json (image_processor.save_pretrained)",
             ) from error
 
     def processor(self) -> Any:
@@ -42,30 +43,27 @@ class ImageClassification(Pretrained):
         return (Port(PORT, {0: "batch"}),)
 
     def example(self) -> Feeds:
-        blank = self._prepare([_blank(self.model.config.num_channels)])
-        generator = torch.Generator().manual_seed(0)
-        return {PORT: torch.randn(2, *blank.shape[1:], generator=generator)}
+        from PIL import Image
+
+        [blank] = self._prepare([Image.new("RGB", (64, 64))])
+        return {PORT: torch.randn(2, *blank.shape, generator=torch.Generator().manual_seed(0))}
 
     def _prepare(self, pictures: Sequence[Any]) -> Tensor:
-        mode = "L" if self.model.config.num_channels == 1 else "RGB"
+        mode = "L" if getattr(self.model.config, "num_channels", 3) == 1 else "RGB"
         return self._image_processor([picture.convert(mode) for picture in pictures], return_tensors="pt")[PORT]
 
+    @property
+    def _pixels(self) -> Pixels:
+        return Pixels(PORT, self._prepare, self.options.seed)
+
     def calibration(self, n: int) -> Sequence[Feeds]:
-        return images.calibration_batches(self.splits.calibration, n, PORT, self._prepare)
+        return self._pixels.batches(self.splits.calibration, n)
 
     def evaluation(self, n: int) -> Evaluation | None:
         records, config = self.splits.evaluation, self.model.config
         if records is None:
             return None
-        return images.evaluate(
-            records, n, PORT, self._prepare, config.label2id, config.num_labels, self._described(records)
-        )
+        return self._pixels.evaluation(records, n, config.label2id, config.num_labels, self.described(records))
 
     def workloads(self) -> Mapping[str, Feeds]:
-        return images.workloads(PORT, self.example()[PORT])
-
-
-def _blank(channels: int) -> Any:
-    from PIL import Image
-
-    return Image.new("L" if channels == 1 else "RGB", (64, 64))
+        return self._pixels.workloads(self.example()[PORT])

@@ -1,4 +1,4 @@
-"""Masked language models, scored by the perplexity of masked tokens."""
+"""Encoders over text, and masked language models, which are scored by the perplexity of masked tokens."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -12,17 +12,16 @@ from torch.nn import functional as F
 from compressor.errors import SourceError
 from compressor.graph import Feeds, Port, Run
 from compressor.models.pretrained import Pretrained
-from compressor.models.task import batches, perplexity
+from compressor.models.task import perplexity
 from compressor.models.tokens import context_length, load_tokenizer, windows
 from compressor.source import Evaluation, Score
 
-MASKED_SHARE = 0.15
+MASKED_SHARE = 0.15  # as BERT was trained
+BATCH = 8
 
 
 class Encoder(Pretrained):
-    """What encoders over text share: `(input_ids, attention_mask, token_type_ids) -> logits`."""
-
-    data_kind = "text"
+    """What encoders share: `(input_ids, attention_mask, token_type_ids) -> logits`, as far as the model takes them."""
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -42,8 +41,11 @@ class Encoder(Pretrained):
     def example(self) -> Feeds:
         mask = torch.ones(2, 6, dtype=torch.long)
         mask[0, 4:] = 0  # padded, or the mask is pruned from the graph
+        return self.feeds(self._random_ids(2, 6), mask)
+
+    def _random_ids(self, batch: int, length: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        return self.feeds(torch.randint(self.model.config.vocab_size, (2, 6), generator=generator), mask)
+        return torch.randint(self.model.config.get_text_config().vocab_size, (batch, length), generator=generator)
 
     def feeds(self, ids: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Feeds:
         """One call: ids, mask and segment numbers, each (B, S)."""
@@ -56,45 +58,51 @@ class Encoder(Pretrained):
 
     @property
     def window(self) -> int:
-        return min(self.options.window, context_length(self.model.config) - 2)
-
-    def calibration(self, n: int) -> Sequence[Feeds]:
-        ids = windows(self.splits.calibration, self.tokenizer, self.window, n)
-        return [self.feeds(batch) for batch in batches(ids, 8)]
+        return min(self.options.window, context_length(self.model))
 
     def workloads(self) -> Mapping[str, Feeds]:
         length = min(128, self.window)
-        ids = torch.randint(self.model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-        return {f"sequence of {length}": self.feeds(ids)}
+        return {f"sequence of {length}": self.feeds(self._random_ids(1, length))}
 
 
 class MaskedLM(Encoder):
     """BERT and its kin."""
 
     task = "fill-mask"
+    data_kind = "text"
 
     def outputs(self) -> tuple[Port, ...]:
         return (Port("logits", {0: "batch", 1: "sequence"}),)
+
+    def calibration(self, n: int) -> Sequence[Feeds]:
+        ids = windows(self.splits.calibration, self.tokenizer, self.window, n, self.options.seed)
+        return [self.feeds(batch) for batch in ids.split(BATCH)]
 
     def evaluation(self, n: int) -> Evaluation | None:
         if self.splits.evaluation is None:
             return None
         mask_id = self.tokenizer.mask_token_id
         if mask_id is None:
-            raise SourceError(f"the tokenizer of {self.name} has no mask token", hint="tokenizer.mask_token in its files")
-        ids = windows(self.splits.evaluation, self.tokenizer, self.window, n)
-        hidden = torch.rand(ids.shape, generator=torch.Generator().manual_seed(self.options.seed)) < MASKED_SHARE
-        hidden[:, 0] = True  # at least one per window
+            raise SourceError(
+                f"the tokenizer of {self.name} has no mask token",
+                found="mask_token is not set",
+                hint="tokenizer.mask_token = ..., then save_pretrained",
+            )
+        ids = windows(self.splits.evaluation, self.tokenizer, self.window, n, self.options.seed)
+        hidden, unit = self._hidden(ids), f"windows of {self.window} tokens, {MASKED_SHARE:.0%} masked"
 
         def score(run: Run) -> Score:
             losses: list[float] = []
-            for rows in batches(range(len(ids)), 8):
-                at = torch.tensor(list(rows))
-                logits = run(self.feeds(ids[at].masked_fill(hidden[at], mask_id)))["logits"].float()
-                losses += [
-                    F.cross_entropy(row[mask], target[mask]).item()
-                    for row, target, mask in zip(logits, ids[at], hidden[at], strict=True)
-                ]
-            return perplexity(losses, f"windows of {self.window} tokens, {MASKED_SHARE:.0%} masked", "masked perplexity")
+            for target, mask in zip(ids.split(BATCH), hidden.split(BATCH), strict=True):
+                logits = run(self.feeds(target.masked_fill(mask, mask_id)))["logits"].float()
+                rows = zip(logits, target, mask, strict=True)
+                losses += [F.cross_entropy(row[at], wanted[at]).item() for row, wanted, at in rows]
+            return perplexity(losses, unit, "masked perplexity")
 
-        return Evaluation(f"{len(ids)} windows of {self.window} tokens from {self._described(self.splits.evaluation)}", score)
+        return Evaluation(f"{len(ids)} {unit}, from {self.described(self.splits.evaluation)}", score)
+
+    def _hidden(self, ids: Tensor) -> Tensor:
+        """Which tokens are masked (n, window): never a special one, and at least one in each window."""
+        noise = torch.rand(ids.shape, generator=torch.Generator().manual_seed(self.options.seed))
+        noise[torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))] = 1
+        return (noise < MASKED_SHARE) | (noise == noise.min(dim=1, keepdim=True).values)

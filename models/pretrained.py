@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,40 +15,51 @@ from torch import Tensor
 from compressor.errors import DataError
 from compressor.graph import Feeds, Graph, Port, Run, lower
 from compressor.models import zoo
-from compressor.models.data import Records, Splits, open_data
+from compressor.models.data import Kind, Records, Splits, open_data
 from compressor.models.task import Options
 from compressor.source import Evaluation
 
-Forward = Callable[[Any, Mapping[str, Tensor]], tuple[Tensor, ...]]
 
-
-class Pretrained:
-    """A transformers model and its data; each task subclasses it.
-
-    A subclass gives `example`, `ports`, `forward` and the data methods of `compressor.source.Source`.
-    """
+class Pretrained(ABC):
+    """A transformers model and its data; a `compressor.source.Source` but for what each task adds."""
 
     task: str
-    data_kind: str
+    data_kind: ClassVar[Kind]
 
     def __init__(self, name: str, where: str, model: Any, options: Options):
         self.name, self.where, self.model, self.options = name, where, model, options
-        self.origin = f"{type(model).__name__} from {where if name != where else name}"
-        self._splits: Splits | None = None
+        self.origin = f"{type(model).__name__} from {name}"
 
-    # *** lowering ***
+    @abstractmethod
+    def inputs(self) -> tuple[Port, ...]: ...
 
-    def inputs(self) -> tuple[Port, ...]:
-        raise AssertionError("a task names its inputs")
+    @abstractmethod
+    def example(self) -> Feeds:
+        """One call, with no axis that varies of length 1."""
+
+    @abstractmethod
+    def processor(self) -> Any:
+        """The tokenizer or the image processor. Raises SourceError when there is none."""
+
+    @abstractmethod
+    def calibration(self, n: int) -> Sequence[Feeds]: ...
+
+    @abstractmethod
+    def evaluation(self, n: int) -> Evaluation | None: ...
+
+    @abstractmethod
+    def workloads(self) -> Mapping[str, Feeds]: ...
 
     def outputs(self) -> tuple[Port, ...]:
         return (Port("logits", {0: "batch"}),)
 
-    def example(self) -> Feeds:
-        raise AssertionError("a task gives an example")
-
     def forward(self, model: Any, feeds: Feeds) -> tuple[Tensor, ...]:
         return (model(**feeds).logits,)
+
+    def generate(self, run: Run, n_tokens: int) -> Tensor | None:
+        return None
+
+    # *** lowering ***
 
     def lower(self, dtype: str = "float32") -> Graph:
         kind = getattr(torch, dtype)
@@ -61,37 +74,26 @@ class Pretrained:
 
     # *** data ***
 
-    @property
+    @cached_property
     def splits(self) -> Splits:
-        if self._splits is None:
-            self._splits = self._open_data()
-        return self._splits
-
-    def _open_data(self) -> Splits:
         if self.options.data:
-            return open_data(self.options.data, kind=self.data_kind)  # type: ignore[arg-type]
+            return open_data(self.options.data, kind=self.data_kind)
         if self.data_kind == "image":
             raise DataError(
                 f"{self.name} needs images to calibrate and to be scored on",
+                found="no --data",
                 hint="--data FOLDER with train and test, or --method magnitude with refit=0",
             )
         # Prose serves any language model better than noise; the report says which text it was.
-        own = open_data(str(zoo.folder("tiny-gpt2") / "data"), kind="text")
-        return own if self.data_kind == "text" else Splits(own.calibration, None)
+        own = open_data(zoo.folder("tiny-gpt2") / "data", kind="text")
+        return own if self.data_kind == "text" else Splits(_paragraphs(own.calibration), None)
 
     @property
     def calibration_description(self) -> str:
-        return self._described(self.splits.calibration)
+        return self.described(self.splits.calibration)
 
-    def _described(self, records: Records) -> str:
-        default = "" if self.options.data else "the sample text that ships with Compressor: "
-        return f"{default}{records.description}"
-
-    def evaluation(self, n: int) -> Evaluation | None:
-        raise AssertionError("a task is scored")
-
-    def generate(self, run: Run, n_tokens: int) -> Tensor | None:
-        return None
+    def described(self, records: Records) -> str:
+        return ("" if self.options.data else "the sample text that ships with Compressor: ") + records.description
 
     # *** saving ***
 
@@ -101,13 +103,15 @@ class Pretrained:
         if getattr(self.model, "generation_config", None) is not None:
             self.model.generation_config.save_pretrained(folder)
         self.processor().save_pretrained(folder)
-        _write_manifest(folder, self.model, graph)
-
-    def processor(self) -> Any:
-        raise AssertionError("a task has a tokenizer or an image processor")
+        _write_manifest(folder, type(self.model).__name__, graph)
 
 
-def _write_manifest(folder: Path, model: Any, graph: Graph) -> None:
+def _paragraphs(records: Records) -> Records:
+    paragraphs = [text for text in records.items[0]["text"].split("\n\n") if text.strip()]
+    return Records([{"text": text} for text in paragraphs], f"paragraphs of {records.description}")
+
+
+def _write_manifest(folder: Path, architecture: str, graph: Graph) -> None:
     """`export.json`: how transformers' ExportedModel calls `model.onnx`, by the graph's own input names."""
     from torch.utils import _pytree
     from transformers.exporters.base import EXPORT_MANIFEST_FILE, EXPORT_SCHEMA_VERSION
@@ -117,12 +121,11 @@ def _write_manifest(folder: Path, model: Any, graph: Graph) -> None:
         return _pytree.treespec_dumps(_pytree.tree_structure({port.name: 0 for port in ports}))
 
     metadata = ExportMetadata(
-        architecture=type(model).__name__,
-        export_dtype=next((str(x.dtype).removeprefix("torch.") for x in graph.module.parameters()), "float32"),
+        architecture=architecture,
+        export_dtype=next((_name(x.dtype) for x in graph.module.parameters()), "float32"),
         export_device="cpu",
         kwargs={
-            name: {"rank": x.ndim, "shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")}
-            for name, x in graph.example.items()
+            name: {"rank": x.ndim, "shape": list(x.shape), "dtype": _name(x.dtype)} for name, x in graph.example.items()
         },
         in_spec=spec(graph.inputs),
         out_spec=spec(graph.outputs),
@@ -132,4 +135,8 @@ def _write_manifest(folder: Path, model: Any, graph: Graph) -> None:
         "export_format": "onnx",
         "components": {"model": {"file": "model.onnx", "metadata": dataclasses.asdict(metadata)}},
     }
-    (folder / EXPORT_MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / EXPORT_MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -11,8 +11,11 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,19 @@ from torch import Tensor, nn
 
 from compressor.errors import DataError, SourceError
 from compressor.graph import Feeds, Graph, Port, Run, lower
-from compressor.models import images
 from compressor.models.data import Splits, open_data
-from compressor.models.task import Options
+from compressor.models.images import Pixels
+from compressor.models.task import Options, check_finite
 from compressor.source import Evaluation
+
+RETURNS = "return module, example_tensor   (or compressor.Model)"
 
 
 @dataclass
 class Model:
     """A module with what is needed to capture, calibrate and score it.
 
-    example: inputs for one call, batch first; a tensor, a tuple, or a dict in the order of `forward`'s arguments.
+    example: inputs for one call, batch first; a tensor, a tuple, or a dict by the names of `forward`'s arguments.
     prepare: one PIL image -> one input tensor (C, H, W); makes `--data` with images usable.
     calibration: example-like inputs to calibrate on when there is no --data.
     labels: class names in output order, when the data's labels are names.
@@ -41,7 +46,7 @@ class Model:
     example: Any
     prepare: Callable[[Any], Tensor] | None = None
     calibration: Sequence[Any] = ()
-    labels: Sequence[str] = field(default=())
+    labels: Sequence[str] = ()
 
 
 class PythonSource:
@@ -52,7 +57,10 @@ class PythonSource:
         if not isinstance(name, str):
             return isinstance(name, Model | tuple)
         where, colon, function = name.rpartition(":")
-        return bool(colon) and function.isidentifier() and (where.endswith(".py") or _is_dotted(where))
+        if not colon or not function.isidentifier() or Path(name).exists():
+            return False
+        is_drive = len(where) == 1  # C:models
+        return where.endswith(".py") or (not is_drive and all(part.isidentifier() for part in where.split(".")))
 
     @staticmethod
     def open(name: Any, options: Options) -> "ModuleSource":
@@ -63,66 +71,96 @@ class PythonSource:
 
 
 class ModuleSource:
-    """A source around an `nn.Module`."""
+    """A source around an `nn.Module`. Raises SourceError unless the module takes the example and returns tensors."""
 
     task = "module"
 
     def __init__(self, name: str, model: Model, options: Options):
         self.name, self.model, self.options = name, model, options
-        self.model.module.eval()
-        self._example = _named(model.module, model.example)
-        self._splits: Splits | None = None
         self.origin = f"{type(model.module).__name__} from {name}"
-        _check_finite(name, model.module)
-        with torch.no_grad():
-            self._n_outputs, self._n_classes = _look(model.module, self._example)
+        check_finite(name, model.module.eval())
+        self._example = self._named(model.example)
+        with _users_code(f"the forward of {name} fails on its example"), torch.no_grad():
+            result = self._forward(model.module, *self._example.values())
+        if not result or not result[0].ndim:
+            raise SourceError(
+                f"{name} does not return tensors", found="no batch of outputs", hint="a forward that does"
+            )
+        self._outputs = ["logits", *(f"output_{i}" for i in range(1, len(result)))]
+        self._n_classes = result[0].shape[-1] if result[0].ndim == 2 else None
+
+    def _named(self, example: Any) -> Feeds:
+        """Example inputs by the names of forward's arguments. Raises SourceError when one is not a tensor."""
+        values = example if isinstance(example, Mapping | tuple | list) else (example,)
+        if not isinstance(values, Mapping):
+            signature = inspect.signature(self.model.module.forward).parameters.values()
+            names = [one.name for one in signature if one.kind is one.POSITIONAL_OR_KEYWORD]
+            names += [f"input_{i}" for i in range(len(names), len(values))]
+            values = dict(zip(names, values, strict=False))
+        wrong = [f"{key} is a {type(x).__name__}" for key, x in values.items() if not isinstance(x, Tensor)]
+        if wrong or not values:
+            found = ", ".join(wrong) or "no inputs"
+            raise SourceError(f"the example inputs of {self.name} are not tensors", found=found, hint=RETURNS)
+        return dict(values)
+
+    def _forward(self, module: nn.Module, *args: Tensor) -> tuple[Tensor, ...]:
+        by_name = dict(zip(self._example, args, strict=True)) if isinstance(self.model.example, Mapping) else {}
+        result = module(**by_name) if by_name else module(*args)
+        values = result.values() if isinstance(result, Mapping) else result
+        return (result,) if isinstance(result, Tensor) else tuple(x for x in values if isinstance(x, Tensor))
 
     def lower(self, dtype: str = "float32") -> Graph:
         kind = getattr(torch, dtype)
         module = self.model.module if kind == torch.float32 else copy.deepcopy(self.model.module).to(kind)
         example = {name: x.to(kind) if x.is_floating_point() else x for name, x in _twice(self._example).items()}
         inputs = tuple(Port(name, {0: "batch"} if x.ndim else {}) for name, x in example.items())
-        outputs = tuple(Port(name, {0: "batch"}) for name in _output_names(self._n_outputs))
-        return lower(module, lambda *args: _flat(module(*args)), example, inputs, outputs)
+        outputs = tuple(Port(name, {0: "batch"}) for name in self._outputs)
+        return lower(module, lambda *args: self._forward(module, *args), example, inputs, outputs)
 
     # *** data ***
 
-    @property
+    @cached_property
     def splits(self) -> Splits:
-        if self._splits is None:
-            if not self.options.data:
-                raise DataError(
-                    f"{self.name} brings no calibration data",
-                    hint="--data FOLDER with images, Model(..., calibration=[...]), or --method magnitude with refit=0",
-                )
-            if self.model.prepare is None:
-                raise DataError(
-                    f"{self.name} does not say how an image becomes its input",
-                    found="a function that returns a module without `prepare`",
-                    hint="return compressor.Model(module, example, prepare=image_to_tensor)",
-                )
-            self._splits = open_data(self.options.data, kind="image")
-        return self._splits
+        if not self.options.data:
+            raise DataError(
+                f"{self.name} brings no calibration data",
+                found="no --data",
+                hint="--data FOLDER with images, Model(..., calibration=[...]), or --method magnitude with refit=0",
+            )
+        if self.model.prepare is None:
+            raise DataError(
+                f"{self.name} does not say how an image becomes its input",
+                found="a model without `prepare`",
+                hint="return compressor.Model(module, example, prepare=image_to_tensor)",
+            )
+        return open_data(self.options.data, kind="image")
+
+    @property
+    def _brings_calibration(self) -> bool:
+        return bool(self.model.calibration) and not self.options.data
 
     @property
     def calibration_description(self) -> str:
-        if self.model.calibration and not self.options.data:
-            return f"{len(self.model.calibration)} inputs that {self.name} brings"
-        return self.splits.calibration.description
+        return (
+            f"the inputs that {self.name} brings" if self._brings_calibration else self.splits.calibration.description
+        )
 
     def calibration(self, n: int) -> Sequence[Feeds]:
-        if self.model.calibration and not self.options.data:
-            return [_named(self.model.module, one) for one in self.model.calibration[:n]]
-        return images.calibration_batches(self.splits.calibration, n, self._port, self._prepare)
+        if not self._brings_calibration:
+            return self._pixels.batches(self.splits.calibration, n)
+        chosen: list[Feeds] = []
+        for feeds in map(self._named, self.model.calibration):
+            if n > 0:
+                chosen.append({name: x[:n] if x.ndim else x for name, x in feeds.items()})
+                n -= len(next(iter(feeds.values())))
+        return chosen
 
     def evaluation(self, n: int) -> Evaluation | None:
-        if not self.options.data:
+        records = self.splits.evaluation if self.options.data else None
+        if records is None or self._n_classes is None:
             return None
-        records = self.splits.evaluation
-        if records is None:
-            return None
-        label2id = {label: index for index, label in enumerate(self.model.labels)}
-        return images.evaluate(records, n, self._port, self._prepare, label2id, self._n_classes, records.description)
+        label2id = {label: i for i, label in enumerate(self.model.labels)}
+        return self._pixels.evaluation(records, n, label2id, self._n_classes, records.description)
 
     def workloads(self) -> Mapping[str, Feeds]:
         return {"example": self._example}
@@ -134,75 +172,13 @@ class ModuleSource:
         """Nothing beside the model: its library is the user's own code."""
 
     @property
-    def _port(self) -> str:
-        return next(iter(self._example))
+    def _pixels(self) -> Pixels:
+        return Pixels(next(iter(self._example)), self._prepare, self.options.seed)
 
     def _prepare(self, pictures: Sequence[Any]) -> Tensor:
-        assert self.model.prepare is not None
-        return torch.stack([self.model.prepare(picture) for picture in pictures])
-
-
-# *** the user's function ***
-
-
-def _is_dotted(where: str) -> bool:
-    return all(part.isidentifier() for part in where.split("."))
-
-
-def _call(name: str) -> Any:
-    where, _, function = name.rpartition(":")
-    module = _import_file(name, Path(where)) if where.endswith(".py") else _import_module(name, where)
-    if not hasattr(module, function):
-        found = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "no functions"
-        raise SourceError(f"{where} has no function {function!r}", found=found, hint="package.module:function")
-    return getattr(module, function)()
-
-
-def _import_file(name: str, path: Path) -> Any:
-    if not path.exists():
-        raise SourceError(f"cannot find {path}", found=f"no such file, for {name!r}", hint="FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _import_module(name: str, where: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does
-    try:
-        return importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        if error.name is None or not where.startswith(error.name):
-            raise  # the user's module exists and lacks something itself
-        raise SourceError(
-            f"cannot import {where!r}", found=f"{error}, for {name!r}", hint="package.module:function, or FILE.py:FUNCTION"
-        ) from None
-
-
-def _as_model(name: str, made: Any) -> Model:
-    if isinstance(made, Model):
-        return made
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-        return Model(*made)
-    found = "a module without example inputs" if isinstance(made, nn.Module) else type(made).__name__
-    raise SourceError(
-        f"{name} does not return a module and example inputs",
-        found=found,
-        hint="return module, example_tensor   (or compressor.Model)",
-    )
-
-
-def _named(module: nn.Module, example: Any) -> Feeds:
-    """Example inputs by the names of forward's arguments."""
-    if isinstance(example, Mapping):
-        return dict(example)
-    values = example if isinstance(example, (tuple, list)) else (example,)
-    names = list(inspect.signature(module.forward).parameters)
-    return {names[i] if i < len(names) and names[i] != "args" else f"input_{i}": x for i, x in enumerate(values)}
+        assert self.model.prepare is not None  # `splits` refuses
+        with _users_code(f"`prepare` of {self.name} fails on an image"):
+            return torch.stack([self.model.prepare(picture) for picture in pictures])
 
 
 def _twice(example: Feeds) -> Feeds:
@@ -210,28 +186,71 @@ def _twice(example: Feeds) -> Feeds:
     return {name: torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x for name, x in example.items()}
 
 
-def _flat(result: Any) -> tuple[Tensor, ...]:
-    if isinstance(result, Tensor):
-        return (result,)
-    values = result.values() if isinstance(result, Mapping) else result
-    return tuple(value for value in values if isinstance(value, Tensor))
+# *** the user's function ***
 
 
-def _look(module: nn.Module, example: Feeds) -> tuple[int, int]:
-    """(number of outputs, length of the first output's last axis)."""
-    values = _flat(module(*example.values()))
-    return len(values), values[0].shape[-1]
-
-
-def _output_names(n: int) -> list[str]:
-    return ["logits", *(f"output_{index}" for index in range(1, n))]
-
-
-def _check_finite(name: str, module: nn.Module) -> None:
-    bad = [key for key, x in module.state_dict().items() if x.is_floating_point() and not x.isfinite().all()]
-    if bad:
+@contextmanager
+def _users_code(what: str) -> Iterator[None]:
+    """What the user's own code raises becomes a SourceError with the lines of it that led there."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+        lines = [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames[-3:]]
         raise SourceError(
-            f"{name} has weights that are NaN or Inf",
-            found=f"{len(bad)} tensors, the first is {bad[0]}",
-            hint="a checkpoint from before training diverged",
-        )
+            what,
+            found="\n    ".join([f"{type(error).__name__}: {error}", *lines]),
+            hint="COMPRESS_DEBUG=1 for the whole traceback",
+        ) from error
+
+
+def _call(name: str) -> Any:
+    where, _, function = name.rpartition(":")
+    path = Path(where).expanduser()
+    if where.endswith(".py") and not path.is_file():
+        raise SourceError(f"no file {where}", found=f"no such file, for {name!r}", hint="FILE.py:FUNCTION")
+    with _users_code(f"{where} cannot be imported"):
+        module = _import_file(path) if where.endswith(".py") else _import_module(name, where)
+    made = getattr(module, function, None)
+    if not callable(made):
+        found = ", ".join(key for key, value in vars(module).items() if inspect.isfunction(value)) or "no functions"
+        raise SourceError(f"{where} has no function {function!r}", found=found, hint=f"{where}:FUNCTION")
+    with _users_code(f"{name} raises an exception"):
+        return made()
+
+
+def _import_file(path: Path) -> Any:
+    _let_import(path.parent)
+    name = f"_compressor_{path.stem}"  # a file called json.py hides no other module
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None  # it ends in .py
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+def _import_module(name: str, where: str) -> Any:
+    _let_import(Path.cwd())
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{where}.".startswith(f"{error.name}."):
+            raise  # the user's module is there and lacks something itself
+        hint = "package.module:FUNCTION, or FILE.py:FUNCTION"
+        raise SourceError(f"no module {where!r}", found=f"{error}, for {name!r}", hint=hint) from error
+
+
+def _let_import(folder: Path) -> None:
+    """As `python -m` and `python file.py` do."""
+    if str(folder.absolute()) not in sys.path:
+        sys.path.insert(0, str(folder.absolute()))
+
+
+def _as_model(name: str, made: Any) -> Model:
+    model = Model(*made) if isinstance(made, tuple) and len(made) == 2 else made
+    if isinstance(model, Model) and isinstance(model.module, nn.Module):
+        return model
+    found = "a module without example inputs" if isinstance(made, nn.Module) else f"a {type(made).__name__}"
+    raise SourceError(f"{name} does not return a module and example inputs", found=found, hint=RETURNS)

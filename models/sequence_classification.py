@@ -1,11 +1,12 @@
 """Sequence classifiers, scored by top-1 on labelled text."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from compressor.graph import Feeds, Port, Run
-from compressor.models.masked_lm import Encoder
-from compressor.models.task import batches, label_ids, spread, top1
+from compressor.errors import SourceError
+from compressor.graph import Feeds, Run
+from compressor.models.masked_lm import BATCH, Encoder
+from compressor.models.records import Record
+from compressor.models.task import batches, choose, label_ids, top1
 from compressor.source import Evaluation, Score
 
 
@@ -15,40 +16,42 @@ class SequenceClassification(Encoder):
     task = "text-classification"
     data_kind = "labelled-text"
 
-    def outputs(self) -> tuple[Port, ...]:
-        return (Port("logits", {0: "batch"}),)
-
     def calibration(self, n: int) -> Sequence[Feeds]:
         records = self.splits.calibration
-        texts = [records.items[index] for index in spread(len(records), n)]
+        texts = [records.items[i] for i in choose(len(records), n, self.options.seed)]
         # Like lengths together: padding would count as input.
         texts.sort(key=lambda record: len(record["text"]))
-        return [self._encode(batch) for batch in batches(texts, 8)]
+        return [self._encode(batch) for batch in batches(texts, BATCH)]
 
     def evaluation(self, n: int) -> Evaluation | None:
         records = self.splits.evaluation
         if records is None:
             return None
-        chosen = [records.items[index] for index in spread(len(records), n)]
+        texts = [records.items[i] for i in choose(len(records), n, self.options.seed)]
         config = self.model.config
-        labels = label_ids([record["label"] for record in chosen], config.label2id, config.num_labels)
+        labels = label_ids([record["label"] for record in texts], config.label2id, config.num_labels)
 
         def score(run: Run) -> Score:
             correct: list[bool] = []
-            for rows in batches(range(len(chosen)), 8):
-                guesses = run(self._encode([chosen[row] for row in rows]))["logits"].argmax(-1)
-                correct += (guesses == labels[list(rows)]).tolist()
+            for batch, wanted in zip(batches(texts, BATCH), labels.split(BATCH), strict=True):
+                correct += (run(self._encode(batch))["logits"].argmax(-1) == wanted).tolist()
             return top1(correct, "texts")
 
-        return Evaluation(f"{len(chosen)} texts from {self._described(records)}", score)
+        return Evaluation(f"{len(texts)} texts from {self.described(records)}", score)
 
-    def _encode(self, chosen: Sequence[dict[str, Any]]) -> Feeds:
-        pairs = [record["text_pair"] for record in chosen] if "text_pair" in chosen[0] else None
-        tokenizer = self.tokenizer
-        encoded = tokenizer(
-            [record["text"] for record in chosen],
+    def _encode(self, records: Sequence[Record]) -> Feeds:
+        """Texts, or pairs of them, padded to the longest and cut at the window."""
+        if self.tokenizer.pad_token is None:
+            raise SourceError(
+                f"the tokenizer of {self.name} has no padding token",
+                found="pad_token is not set",
+                hint="tokenizer.pad_token = tokenizer.eos_token, then save_pretrained",
+            )
+        pairs = [record["text_pair"] for record in records] if "text_pair" in records[0] else None
+        encoded = self.tokenizer(
+            [record["text"] for record in records],
             pairs,
-            padding=tokenizer.pad_token is not None,
+            padding=True,
             truncation=True,
             max_length=self.window,
             return_tensors="pt",

@@ -1,16 +1,17 @@
-"""What the sources of one kind share: options, batching, scores."""
+"""What the sources of one kind share: options, choosing samples, scores, and the check of their weights."""
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from compressor.errors import DataError
+from compressor.errors import DataError, SourceError
 from compressor.source import Options, Score
 
-__all__ = ["Options", "batches", "label_ids", "perplexity", "spread", "top1"]
+__all__ = ["Options", "batches", "check_finite", "choose", "label_ids", "perplexity", "top1"]
 
 T = TypeVar("T")
 
@@ -20,16 +21,22 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
-def spread(n_available: int, n: int) -> list[int]:
-    """n indices (or all there are) spread evenly over what is available."""
+def choose(n_available: int, n: int, seed: int) -> list[int]:
+    """n indices in order (or all there are), one at random from each of n equal stretches of what is available."""
     n = min(n, n_available)
-    return [index * n_available // n for index in range(n)]
+    edges = [i * n_available // n for i in range(n + 1)] if n else []
+    generator = torch.Generator().manual_seed(seed)
+    # Within a stretch at random: every k-th sample of data that repeats every k would all be alike.
+    return [int(torch.randint(low, high, (), generator=generator)) for low, high in pairwise(edges)]
+
+
+# *** scores ***
 
 
 def perplexity(losses: Sequence[float], unit: str, metric: str = "perplexity") -> Score:
     """exp of the mean loss; losses in nats per sample. The standard error is by the delta method."""
     mean, error = _mean_and_error(losses)
-    value = math.exp(min(mean, 700.0))
+    value = math.exp(min(mean, 700.0))  # exp overflows beyond
     return Score(metric, value, len(losses), unit, value * error, False, tuple(losses))
 
 
@@ -45,22 +52,35 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return t.mean().item(), (t.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan)
 
 
-def label_ids(labels: Sequence[Any], label2id: dict[str, int], n_classes: int) -> Tensor:
-    """Labels as class numbers: integers as they are, names through the model's own table."""
-    ids = []
-    for label in labels:
-        index = label if isinstance(label, int) else label2id.get(str(label), _as_int(label))
-        if index is None or not 0 <= index < n_classes:
-            raise DataError(
-                f"label {label!r} is not a class of the model",
-                found=f"{n_classes} classes: {', '.join(list(label2id)[:8])}",
-                hint="data labelled 0.." + str(n_classes - 1) + ", or with the model's own names",
-            )
-        ids.append(index)
-    return torch.tensor(ids)
+def label_ids(labels: Sequence[int | str], label2id: dict[str, int], n_classes: int) -> Tensor:
+    """Labels as class numbers: numbers as they are, names through the model's own table. Raises DataError."""
+    return torch.tensor([_label_id(label, label2id, n_classes) for label in labels])
 
 
-def _as_int(label: Any) -> int | None:
-    return int(label) if str(label).isdigit() else None
+def _label_id(label: int | str, label2id: dict[str, int], n_classes: int) -> int:
+    number = int(label) if str(label).isdigit() else None
+    index = label if isinstance(label, int) else label2id.get(label, number)
+    if index is None or not 0 <= index < n_classes:
+        names = ", ".join(list(label2id)[:8]) + (", ..." if len(label2id) > 8 else "")
+        raise DataError(
+            f"the label {label!r} is not a class of the model",
+            found=f"{n_classes} classes" + (f": {names}" if names else ""),
+            hint=f"labels 0 to {n_classes - 1}, or the model's own names",
+        )
+    return index
 
 
+# *** weights ***
+
+
+def check_finite(name: str, module: nn.Module) -> None:
+    """Raise SourceError when a weight is NaN or Inf; a buffer may be infinite, as masks are."""
+    parameters = dict(module.named_parameters())
+    bad = [key for key, x in parameters.items() if not x.isfinite().all()]
+    bad += [key for key, x in module.named_buffers() if x.isnan().any()]
+    if bad:
+        raise SourceError(
+            f"{name} has weights that are NaN or Inf",
+            found=f"{len(bad)} tensors, the first is {bad[0]}",
+            hint="a checkpoint from before training diverged",
+        )

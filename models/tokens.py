@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from compressor.errors import DataError, SourceError
-from compressor.models.data import Records
-from compressor.models.task import Options, spread
+from compressor.models.records import Records, short
+from compressor.models.task import Options, choose
+
+MOST_CHARACTERS = 64  # read per token that is wanted: far more than a token spans
 
 
 def load_tokenizer(where: str, name: str, options: Options) -> Any:
@@ -19,32 +21,56 @@ def load_tokenizer(where: str, name: str, options: Options) -> Any:
     except Exception as error:
         raise SourceError(
             f"{name} has no tokenizer that can be loaded",
-            found=" ".join(str(error).split())[:200],
+            found=short(error),
             hint="tokenizer.json beside config.json (tokenizer.save_pretrained)",
         ) from error
 
 
-def context_length(config: Any) -> int:
+def context_length(model: Any) -> int:
     """Tokens a model can attend to; long where the configuration names no limit."""
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        length = getattr(config, key, None)
-        if length:
-            return int(length)
-    return 1 << 20
+    config = model.config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    length = next((int(found) for name in names if (found := getattr(config, name, None))), 1 << 20)
+    # RoBERTa and its kin count positions from after the padding index.
+    offsets = (
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    )
+    return length - next(offsets, 0)
 
 
-def windows(records: Records, tokenizer: Any, length: int, n: int) -> Tensor:
-    """n windows (or all there are) of consecutive tokens (n, length), spread evenly, none overlapping.
+def windows(records: Records, tokenizer: Any, length: int, n: int, seed: int) -> Tensor:
+    """n windows (or all there are) of consecutive tokens (n, length), in order, none overlapping.
 
-    Raises DataError when the text is shorter than one window.
+    Each begins and ends with the special tokens that the tokenizer puts around a text (BERT's [CLS] and [SEP], Gemma's
+    <bos>). Raises DataError when the text is shorter than one window.
     """
-    ids = tokenizer(records.text(), add_special_tokens=False, verbose=False)["input_ids"]
-    available = len(ids) // length
+    before, after = _around(tokenizer)
+    inner = length - len(before) - len(after)
+    text = _thinned(records.items[0]["text"], n, MOST_CHARACTERS * length)
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    available = len(ids) // inner if inner > 0 else 0
     if not available:
         raise DataError(
             f"the text is shorter than one window of {length} tokens",
             found=f"{len(ids)} tokens in {records.description}",
-            hint=f"more text, or --window {max(len(ids), 2)}",
+            hint="more text, or a shorter --window",
         )
-    tokens = torch.tensor(ids[: available * length]).reshape(available, length)
-    return tokens[spread(available, n)]
+    rows = [before + ids[i * inner : (i + 1) * inner] + after for i in choose(available, n, seed)]
+    return torch.tensor(rows)
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens before and after a text."""
+    body = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    start = next((i for i in range(len(whole)) if whole[i : i + len(body)] == body), 0)
+    return whole[:start], whole[start + len(body) :]
+
+
+def _thinned(text: str, n: int, size: int) -> str:
+    """Of a long text, n stretches of that many characters, spread evenly: the rest need not be tokenized."""
+    if len(text) <= n * size:
+        return text
+    return "".join(text[i * len(text) // n :][:size] for i in range(n))
