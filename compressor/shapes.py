@@ -1,7 +1,7 @@
 """How long the axes may be that vary: least, usual and most for each symbol (`batch`, `sequence`).
 
 An engine is fast at the usual lengths and refuses what lies outside. A recipe names what it cares about,
-`batch=1:32:64` or `sequence=128`; the rest follows from the workloads that are timed.
+`batch=1:32:64`, or `batch=32` for up to 32 and usually so; the rest follows from the workloads that are timed.
 """
 
 import re
@@ -15,20 +15,21 @@ from compressor.graph import Feeds, Graph
 Range = tuple[int, int, int]  # least, usual, most
 BATCH_OF_TEXTS, BATCH = 8, 32
 
-_HINT = "batch=1:8:32 for least, usual and most, or batch=8 for one length"
+_HINT = "batch=1:8:32 for least, usual and most, or batch=8 for up to 8"
 
 
 def parse_shapes(texts: Iterable[str]) -> dict[str, Range]:
-    """`SYMBOL=LEAST:USUAL:MOST` or `SYMBOL=LENGTH`, by symbol. Raises RecipeError."""
+    """`SYMBOL=LEAST:USUAL:MOST` or `SYMBOL=MOST`, by symbol. Raises RecipeError."""
     found = {}
     for text in texts:
-        match = re.fullmatch(r"\s*([\w.-]+)\s*=\s*(\d+)(?:\s*:\s*(\d+)\s*:\s*(\d+))?\s*", text, re.ASCII)
+        match = re.fullmatch(r"\s*([\w.-]+)\s*=\s*(?:(\d+)\s*:\s*(\d+)\s*:\s*)?(\d+)\s*", text, re.ASCII)
         if not match:
             raise RecipeError(f"a shape cannot be {text!r}", hint=_HINT)
-        least, usual, most = (int(match[i] or match[2]) for i in (2, 3, 4))
-        if not least <= usual <= most or most == 0:
+        symbol, most = match[1], int(match[4])
+        least, usual = (int(match[2]), int(match[3])) if match[2] else (_least(symbol), most)
+        if not _least(symbol) <= least <= usual <= most:
             raise RecipeError(f"a shape cannot be {text!r}", found="lengths that do not rise", hint=_HINT)
-        found[match[1]] = (least, usual, most)
+        found[symbol] = (least, usual, most)
     return found
 
 
@@ -37,21 +38,35 @@ def choose_shapes(
 ) -> dict[str, Range]:
     """A range for every symbol of the graph's inputs: as asked, else around the first workload.
 
-    `total_NAME` is `past_NAME` plus `NAME`, whatever these are. Raises RecipeError when a symbol is unknown.
+    `total_NAME` is `past_NAME` plus `NAME`, whatever these are. Raises RecipeError when a symbol is unknown, or when
+    what is timed and scored does not fit; batches may be cut, so they always fit.
     """
-    seen = [_lengths(graph, feeds) for feeds in workloads.values()]
+    seen = {name: _lengths(graph, feeds) for name, feeds in workloads.items()}
     symbols = list(dict.fromkeys(symbol for port in graph.inputs for symbol in port.dynamic.values()))
     if unknown := sorted(set(asked) - set(symbols)):
         raise RecipeError(
             f"no axis of this model is called {unknown[0]!r}", found=", ".join(symbols) or "no axis that varies"
         )
-    found = {symbol: asked.get(symbol) or _around(symbol, seen, symbols, window) for symbol in symbols}
+    found = {s: asked[s] if s in asked else _around(s, list(seen.values()), symbols, window) for s in symbols}
     for symbol in symbols:
         part = symbol.removeprefix("total_")
         if part != symbol and {part, f"past_{part}"} <= found.keys():
             new, past = found[part], found[f"past_{part}"]
             found[symbol] = (new[0] + past[0], new[1] + past[1], new[2] + past[2])
+    _check_fit(seen | ({"a scored window": {"sequence": window}} if "sequence" in symbols else {}), found)
     return found
+
+
+def _check_fit(seen: Mapping[str, Mapping[str, int]], ranges: Mapping[str, Range]) -> None:
+    for name, lengths in seen.items():
+        for symbol, length in lengths.items():
+            least, _, most = ranges[symbol]
+            if symbol != "batch" and not least <= length <= most:
+                raise RecipeError(
+                    f"{name} does not fit the shapes",
+                    found=f"{symbol} {length}, where {least} to {most} is asked for",
+                    hint=f"--shape {symbol}={min(least, length)}:{max(length, least)}:{max(length, most)}, or --window",
+                )
 
 
 def usual_feeds(graph: Graph, feeds: Feeds, shapes: Mapping[str, Range]) -> Feeds:
@@ -78,8 +93,11 @@ def _lengths(graph: Graph, feeds: Feeds) -> dict[str, int]:
     }
 
 
+def _least(symbol: str) -> int:
+    return 0 if symbol.startswith("past_") else 1
+
+
 def _around(symbol: str, seen: list[dict[str, int]], symbols: list[str], window: int) -> Range:
     lengths = [one[symbol] for one in seen if symbol in one] or [1]
-    least = 0 if symbol.startswith("past_") else 1
     beyond = {"batch": BATCH_OF_TEXTS if "sequence" in symbols else BATCH, "sequence": window, "past_sequence": window}
-    return least, lengths[0], max(*lengths, least, beyond.get(symbol, 1))
+    return _least(symbol), lengths[0], max(*lengths, 1, beyond.get(symbol, 1))
