@@ -143,7 +143,7 @@ def _coverage(sites: Sequence[SiteRecord], allow_partial: bool) -> Promise:
     changed = sum(site.status == "changed" for site in sites)
     detail = f"{changed} sites changed, {len(refused)} refused"
     if refused:
-        detail += f" ({refused[0].name}: {refused[0].reason})"
+        detail += f" ({refused[0].name}: {refused[0].reason}); --ignore and --allow-partial accept that"
     return Promise("every named site is changed", not refused or allow_partial, detail)
 
 
@@ -178,5 +178,5 @@ def _budget(scores: Scores | None) -> Promise | None:
     return Promise(
         "the score stays within the budget",
         scores.is_within,
-        f"{scores.dense.metric} {scores.drop:+.2f} {scores.unit} worse (allowed {scores.allowed:g} {scores.unit})",
+        f"{scores.dense.metric} {scores.in_words} ({scores.allowed:g} {scores.unit} allowed)",
     )

@@ -69,6 +69,10 @@ class Scores:
         return "points" if self.dense.higher_is_better else "%"
 
     @property
+    def in_words(self) -> str:
+        return f"{abs(self.drop):.2f} {self.unit} {'better' if self.drop < 0 else 'worse'} than dense"
+
+    @property
     def is_within(self) -> bool:
         return self.allowed is None or self.drop <= self.allowed
 

@@ -94,9 +94,8 @@ def _score_table(report: Report) -> RenderableType:
 
 
 def _drop_line(scores: Scores) -> str:
-    word = "better" if scores.drop < 0 else "worse"
     allowed = "" if scores.allowed is None else f", {scores.allowed:g} {scores.unit} allowed"
-    return f"{abs(scores.drop):.2f} {scores.unit} {word} than dense (standard error {scores.stderr:.2f}{allowed})"
+    return f"{scores.in_words} (standard error {scores.stderr:.2f}{allowed})"
 
 
 def _latency_table(report: Report) -> RenderableType | None:

@@ -74,6 +74,12 @@ def test_a_pattern_with_other_zeros_than_the_graph_has_breaks_it(graph):
     assert record(graph, W).holds is False
 
 
+def test_a_dense_file_of_a_dense_graph_breaks_it(graph):
+    with torch.no_grad():
+        graph.sites[0].weight.fill_(1.0)
+    assert record(graph, torch.ones(4, 8)).holds is False
+
+
 def test_a_transposed_weight_breaks_it(graph):
     assert record(graph, two_of_four(4, 8).T).holds is False
 

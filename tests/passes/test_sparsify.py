@@ -247,6 +247,16 @@ def test_a_depthwise_conv_refuses_two_of_four_and_takes_a_ratio():
     assert rows["1.weight"].numbers["sparsity"] == pytest.approx(4 / 9)  # each channel rounds its nine weights
 
 
+def test_two_input_channels_at_two_by_two_positions_are_no_group_of_four():
+    model = nn.Sequential(nn.Conv2d(4, 2, 1), nn.Conv2d(2, 8, 2), nn.Conv2d(8, 8, 1))
+    rows = {
+        row.site: row
+        for row in parse_pass("sparsify{pattern=2:4,targets=[0,1]}").plan(graph_of(model, normal(2, 4, 5, 5)))
+    }
+    assert rows["1.weight"].reason == "its contracted axis has length 2, not a multiple of 4"
+    assert rows["0.weight"].status == "changed"
+
+
 class Tied(nn.Module):
     """An embedding whose weight also makes the logits."""
 
