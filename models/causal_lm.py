@@ -35,7 +35,7 @@ class CausalLM(Pretrained):
         return inspect.signature(type(self.model).forward).parameters
 
     @cached_property
-    def _takes_positions(self) -> bool:
+    def takes_positions(self) -> bool:
         return "position_ids" in self._arguments
 
     @property
@@ -76,7 +76,7 @@ class CausalLM(Pretrained):
     def inputs(self) -> tuple[Port, ...]:
         tokens = {0: "batch", 1: "sequence"}
         ports = [Port("input_ids", tokens), Port("attention_mask", {0: "batch", 1: "total_sequence"})]
-        if self._takes_positions:
+        if self.takes_positions:
             ports.append(Port("position_ids", tokens))
         cache = {0: "batch", 2: "past_sequence"}
         return (*ports, *(Port(name, cache) for name in self._cache_names("past_key_values")))
@@ -97,8 +97,7 @@ class CausalLM(Pretrained):
     def forward(self, model: Any, feeds: Feeds) -> tuple[Tensor, ...]:
         [(name, cache)] = self._new_cache().items()
         past = [feeds[name] for name in self._cache_names("past_key_values")]
-        for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
-            cache.update(key, value, layer)
+        cache.layers += [_layer(key, value) for key, value in zip(past[::2], past[1::2], strict=True)]
         tokens = {name: x for name, x in feeds.items() if not name.startswith("past_key_values")}
         logits = model(**tokens, use_cache=True, **{name: cache}).logits
         return (logits, *_keys_and_values(cache))
@@ -109,7 +108,7 @@ class CausalLM(Pretrained):
         """One call: new tokens (B, S), mask over past and new (B, T), and the cache so far, empty when None."""
         mask = torch.ones_like(ids) if mask is None else mask
         feeds = {"input_ids": ids, "attention_mask": mask}
-        if self._takes_positions:
+        if self.takes_positions:
             # Padding is not counted.
             feeds["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :].contiguous()
         return feeds | dict(past or self._past(ids.shape[0], 0))
@@ -182,6 +181,16 @@ def greedy(run: Run, feeds: Callable[..., Feeds], ids: Tensor, mask: Tensor, n_t
         past = {name.replace("present", "past_key_values"): x for name, x in out.items() if name != "logits"}
         made.append(ids)
     return torch.cat(made, dim=1)
+
+
+def _layer(key: Tensor, value: Tensor) -> Any:
+    """A layer of a cache that holds this. `cache.update` would begin with an empty constant, and trace an operator that
+    works in place on it, which makes capturing take twice as long."""
+    from transformers.cache_utils import DynamicLayer
+
+    layer = DynamicLayer()
+    layer.keys, layer.values, layer.device, layer.is_initialized = key, value, key.device, True
+    return layer
 
 
 def _keys_and_values(cache: Any) -> list[Tensor]:

@@ -33,7 +33,10 @@ class Encoder(Pretrained):
     @cached_property
     def _names(self) -> list[str]:
         accepted = inspect.signature(type(self.model).forward).parameters
-        return [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in accepted]
+        # GPT-2 takes segment numbers for words and adds their embeddings: only a table of their own is fed.
+        has_types = bool(getattr(self.model.config, "type_vocab_size", 0))
+        names = ("input_ids", "attention_mask", *(("token_type_ids",) if has_types else ()))
+        return [name for name in names if name in accepted]
 
     def inputs(self) -> tuple[Port, ...]:
         return tuple(Port(name, {0: "batch", 1: "sequence"}) for name in self._names)

@@ -79,7 +79,9 @@ def test_tiny_gpt2_tokens_turn_back_into_the_same_text():
 
 def test_tiny_gpt2_sample_texts_share_no_run_of_words():
     train, test = (_runs((GPT2 / "data" / f"{side}.txt").read_text(encoding="utf-8")) for side in ("train", "test"))
-    assert train and test and not train & test
+    assert train
+    assert test
+    assert not train & test
 
 
 def _windows(tokenizer, path: Path, n: int | None = None, length: int = 256) -> torch.Tensor:
@@ -97,7 +99,7 @@ def _unigram_loss(train: torch.Tensor, test: torch.Tensor, vocabulary: int) -> f
 def _runs(text: str) -> set[tuple[str, ...]]:
     runs = set()
     for paragraph in text.split("\n\n"):
-        words = [word for word in "".join(c.lower() if c.isalnum() or c == "_" else " " for c in paragraph).split()]
+        words = "".join(c.lower() if c.isalnum() or c == "_" else " " for c in paragraph).split()
         runs |= {tuple(words[start : start + SHARED_WORDS]) for start in range(len(words) - SHARED_WORDS + 1)}
     return runs
 
@@ -151,7 +153,8 @@ def test_a_document_is_on_one_side_only_whatever_else_is_there():
     docs = _documents(400)
     training, held_out = split(docs)
     keys = [{doc.key for doc in side} for side in (training, held_out)]
-    assert keys[1] and not keys[0] & keys[1]
+    assert keys[1]
+    assert not keys[0] & keys[1]
     assert {doc.key for doc in split(docs[:200])[1]} <= keys[1]
 
 
@@ -161,7 +164,8 @@ def test_a_training_paragraph_that_quotes_held_out_text_is_dropped():
     words = held_out[0].text.split("\n\n")[0].split()
     quoting = Document("doc/twelve", f"before {' '.join(words[5 : 5 + SHARED_WORDS])} after\n\nkept as it is")
     resembling = Document("doc/eleven", f"before {' '.join(words[5 : 4 + SHARED_WORDS])} after")
-    assert not quoting.is_held_out and not resembling.is_held_out
+    assert not quoting.is_held_out
+    assert not resembling.is_held_out
     training, _ = split([*docs, quoting, resembling])
     texts = {doc.key: doc.text for doc in training}
     assert texts["doc/twelve"] == "kept as it is"
@@ -194,7 +198,7 @@ def test_headings_displayed_blocks_and_markup_are_removed():
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    ("text", "expected"),
     [
         ("The sum of the elements is returned as an array of the same shape as this input.", True),
         (">>> the sum of the elements is returned as an array of the same shape as this input.", False),
