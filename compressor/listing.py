@@ -25,6 +25,6 @@ def _backends() -> dict[str, str]:
     for name in names("backends"):
         backend = load("backends", name)()
         probe = backend.probe()
-        state = f"{probe.version}, {', '.join(backend.dtypes())}" if probe.available else f"missing: {probe.hint}"
-        lines[name] = state
+        works = ", ".join(filter(None, (probe.version, *backend.dtypes()))) + (f"; {probe.hint}" if probe.hint else "")
+        lines[name] = works if probe.available else f"missing: {probe.hint}"
     return lines

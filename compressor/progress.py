@@ -48,8 +48,8 @@ class Terminal:
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            # Without a total nobody knows how much is left.
+            *((TextColumn("left"), TimeRemainingColumn()) if total else ()),
         )
         with Bar(*columns, console=self._console, transient=True) as bar:
             task = bar.add_task(label, total=total)
