@@ -34,7 +34,7 @@ def make() -> CausalLM:
 
 def feeds(source: CausalLM, samples: int, window: int) -> list[Feeds]:
     ids = torch.randint(50257, (samples, window), generator=torch.Generator().manual_seed(0))
-    return [source._feeds(batch) for batch in ids.split(8)]
+    return [source.feeds(batch) for batch in ids.split(8)]
 
 
 def pure_forward(graph: Graph, batches: list[Feeds]) -> float:
