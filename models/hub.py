@@ -101,15 +101,30 @@ def _load(where: str, name: str, options: Options) -> tuple[str, Any]:
         config = transformers.AutoConfig.from_pretrained(where, **trust)
         auto, task = _served(config, name, options)
         model, info = getattr(transformers, auto).from_pretrained(
-            where, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **trust
+            where,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **trust,
         )
-    if missing := sorted(info["missing_keys"]):  # transformers has made up random ones
-        raise SourceError(
-            f"the weights of {name} are not all there",
-            found=f"{len(missing)} are missing, the first is {missing[0]}",
-            hint="the whole checkpoint, saved from the architecture that its config.json names",
-        )
+    _check_complete(name, info)
     return task, model
+
+
+def _check_complete(name: str, info: dict[str, Any]) -> None:
+    """Where a weight is missing or has another shape, transformers has made up a random one."""
+    made_up = [f"{key} is missing" for key in sorted(info["missing_keys"])]
+    made_up += [
+        f"{key} is {tuple(saved)}, not {tuple(wanted)}" for key, saved, wanted in sorted(info["mismatched_keys"])
+    ]
+    if made_up:
+        raise SourceError(
+            f"the weights of {name} do not fit its config.json",
+            found="; ".join(made_up[:2]) + (f"; and {len(made_up) - 2} more" if len(made_up) > 2 else ""),
+            hint="the whole checkpoint, with the config.json that it was saved with",
+        )
 
 
 def _served(config: Any, name: str, options: Options) -> tuple[str, str]:
@@ -165,10 +180,14 @@ def _reason(name: str, error: Exception) -> tuple[str, str]:
     text = str(error).lower()
     if type(error).__name__ == "SafetensorError":
         return f"the weights of {name} are truncated or corrupt", "download or write them again"
+    if isinstance(error, FileNotFoundError):
+        return f"a file of {name} is missing", "download it again, all of it"
     if "trust_remote_code" in text:
         return f"{name} asks to run its own code", "read that code, then add --trust-remote-code"
     if "safetensors" in text:
         return f"{name} has no weights that can be read safely", "a checkpoint with whole safetensors files"
+    if "does not recognize" in text or "unrecognized model" in text:
+        return f"transformers does not know this kind of model: {name}", "pip install -U transformers, or FILE.py:FUNCTION"
     if any(word in text for word in ("connect", "offline", "resolve", "timed out")):
         return f"the model hub cannot be reached for {name!r}", LOCAL_OR_ZOO
     if "valid model identifier" in text or "not a valid" in text:

@@ -16,14 +16,15 @@ def load_tokenizer(where: str, name: str, options: Options) -> Any:
     """The checkpoint's tokenizer. Raises SourceError when there is none."""
     from transformers import AutoTokenizer
 
+    what, hint = f"{name} has no tokenizer that can be loaded", "tokenizer.json beside config.json (save_pretrained)"
     try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=options.remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=options.remote_code)
     except Exception as error:
-        raise SourceError(
-            f"{name} has no tokenizer that can be loaded",
-            found=short(error),
-            hint="tokenizer.json beside config.json (tokenizer.save_pretrained)",
-        ) from error
+        raise SourceError(what, found=short(error), hint=hint) from error
+    # Where there are no files, transformers makes a tokenizer that knows its special tokens and no others.
+    if tokenizer.get_vocab().keys() <= {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}:
+        raise SourceError(what, found="no vocabulary among its files", hint=hint)
+    return tokenizer
 
 
 def context_length(model: Any) -> int:
