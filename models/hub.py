@@ -187,7 +187,10 @@ def _reason(name: str, error: Exception) -> tuple[str, str]:
     if "safetensors" in text:
         return f"{name} has no weights that can be read safely", "a checkpoint with whole safetensors files"
     if "does not recognize" in text or "unrecognized model" in text:
-        return f"transformers does not know this kind of model: {name}", "pip install -U transformers, or FILE.py:FUNCTION"
+        return (
+            f"transformers does not know this kind of model: {name}",
+            "pip install -U transformers, or FILE.py:FUNCTION",
+        )
     if any(word in text for word in ("connect", "offline", "resolve", "timed out")):
         return f"the model hub cannot be reached for {name!r}", LOCAL_OR_ZOO
     if "valid model identifier" in text or "not a valid" in text:
