@@ -14,7 +14,8 @@ import torch
 
 from compressor.driver import environment, open_source
 from compressor.graph import Graph
-from compressor.passes.sparsify import METHODS, Sparsify
+from compressor.passes.methods import METHODS
+from compressor.passes.sparsify import Sparsify
 from compressor.pipeline import Context, run_pipeline
 from compressor.recipe import Recipe
 from compressor.report import score_drop

@@ -17,6 +17,7 @@ import typer
 from compressor.errors import UserError
 
 if TYPE_CHECKING:
+    from compressor.building import Built
     from compressor.recipe import Recipe
     from compressor.report import Report
 
@@ -64,7 +65,7 @@ Sparsity = Annotated[
         "--sparsity", "-s", help="2:4 keeps at most 2 non-zero of every 4 weights; 0.5 or 50% makes half of them zero."
     ),
 ]
-Method = Annotated[str | None, typer.Option(help="How weights are scored: magnitude, wanda or sparsegpt.")]
+Method = Annotated[str | None, typer.Option(help="How weights are chosen: magnitude, wanda, sparsegpt or admm.")]
 Scope = Annotated[
     str | None, typer.Option(help="Of a ratio: each site alone, or all together (global; magnitude only).")
 ]
@@ -82,8 +83,17 @@ Data = Annotated[
     str | None,
     typer.Option(help="Text, JSONL, CSV or parquet file, image folder, dataset id, or folder with train and test."),
 ]
-BackendName = Annotated[str | None, typer.Option("--backend", "-b", help="Runtime to build for: onnxruntime (ort).")]
-Dtype = Annotated[str | None, typer.Option(help="float32 or float16.")]
+BackendName = Annotated[
+    str | None,
+    typer.Option("--backend", "-b", help="Runtime to build for: onnxruntime (ort), tensorrt or tensorrt-rtx."),
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, float16 or bfloat16; auto, the default, is the runtime's first choice.")
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", help="For engines: batch=1:8:32 is the least, usual and most of an axis; may be repeated."),
+]
 Window = Annotated[int | None, typer.Option(help="Tokens per text sample.")]
 Samples = Annotated[int | None, typer.Option(help="Held-out samples to score.")]
 MaxDrop = Annotated[
@@ -101,6 +111,7 @@ AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Accept that
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Off unless asked.")
 ]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="An artifact's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="One row per weight.")]
@@ -116,6 +127,7 @@ def export(
     data: Data = None,
     backend: BackendName = None,
     dtype: Dtype = None,
+    shape: Shapes = None,
     max_drop: MaxDrop = None,
     recipe: RecipeFile = None,
     output: Annotated[
@@ -160,6 +172,7 @@ def plan(
     data: Data = None,
     backend: BackendName = None,
     dtype: Dtype = None,
+    shape: Shapes = None,
     max_drop: MaxDrop = None,
     recipe: RecipeFile = None,
     preset: Preset = None,
@@ -200,6 +213,46 @@ def inspect(
     _print(found, json, False, lambda console: terminal.show_inspection(found, console, verbose))
 
 
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An ONNX file, or an artifact's folder.")],
+    backend: Annotated[str, typer.Option("--backend", "-b", help="Runtime: tensorrt or tensorrt-rtx.")] = "tensorrt",
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say of each weight whether sparse kernels can take it."""
+    from compressor import checking, terminal
+
+    found = checking.check(model, backend)
+    _print(found, json, quiet, lambda console: terminal.show_check(found, console, verbose))
+    if not found and (json or quiet):
+        _complain(f"compress: {found.summary()}", NOT_MET)
+    raise typer.Exit(OK if found else NOT_MET)
+
+
+@app.command()
+def build(folder: Folder, json: Json = False, quiet: Quiet = False) -> None:
+    """Build an artifact's engine on the host that has the GPU."""
+    from compressor import building, progress, terminal
+
+    built = building.build(folder, progress=progress.choose(quiet))
+    _print(built, json, quiet, lambda console: terminal.show_built(built, console))
+    if json or quiet:
+        _say_unmet(built)
+    raise typer.Exit(OK if built else NOT_MET)
+
+
+@app.command()
+def bench(folder: Folder, json: Json = False) -> None:
+    """Time an artifact in the runtimes that are here."""
+    from compressor import building, terminal
+
+    found = building.bench(folder)
+    _print(found, json, False, lambda console: terminal.show_bench(found, console))
+    raise typer.Exit(NOT_MET if found.missing else OK)
+
+
 @app.command(name="list")
 def list_(json: Json = False) -> None:
     """List models, passes and backends, and what is missing here."""
@@ -234,6 +287,7 @@ def _sparsify(sparsity: str | None, preset: str | None, flags: dict[str, Any]) -
 def _settings(flags: dict[str, Any]) -> dict[str, Any]:
     """What the flags say about everything but the passes."""
     given = {name: flags[name] for name in ("data", "backend", "dtype", "seed", "samples", "window")}
+    given["shapes"] = flags["shape"] or None
     switches = {name: True for name in ("allow_partial", "trust_remote_code") if flags[name]}
     drop = {} if flags["max_drop"] is None else {"max_drop": flags["max_drop"].strip().removesuffix("%")}
     return {name: value for name, value in given.items() if value is not None} | switches | drop
@@ -274,7 +328,7 @@ def _reader_may_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _say_unmet(report: "Report") -> None:
+def _say_unmet(report: "Report | Built") -> None:
     """On standard error, for those who asked for no table."""
     for promise in report.promises:
         if not promise.met:

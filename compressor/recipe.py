@@ -17,9 +17,11 @@ import yaml
 from compressor.errors import RecipeError
 from compressor.pipeline import Pass, format_pass, make_pass, parse_pass
 from compressor.registry import unknown
+from compressor.shapes import parse_shapes
 from compressor.spec import build, format_spec, parse_specs
 
-DTYPES = ("float32", "float16")
+AUTO = "auto"
+DTYPES = (AUTO, "float32", "float16", "bfloat16")
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,7 +42,7 @@ _Loader.add_implicit_resolver(
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"method": "wanda", "refit": 5, "samples": 64},
     "default": {"method": "sparsegpt", "refit": 10, "samples": 128},
-    "best": {"method": "sparsegpt", "refit": 25, "samples": 512},
+    "best": {"method": "admm", "refit": 25, "samples": 512},
 }
 """One word for the options of `sparsify`; options given beside it win."""
 
@@ -51,7 +53,8 @@ class Recipe:
 
     model: a hub id, a local folder, a zoo name, `module:function` or `file.py:function`.
     passes: the pipeline, in order.
-    backend, dtype: what is built.
+    backend, dtype: what is built; `auto` is the backend's first choice.
+    shapes: lengths of axes that vary, `SYMBOL=LEAST:USUAL:MOST`, where an engine is built for some; the rest is chosen.
     data: where calibration and evaluation samples come from; None takes the task's default.
     window: tokens per text sample, at most the model's context.
     samples: how many held-out samples are scored.
@@ -64,7 +67,8 @@ class Recipe:
     model: str = ""
     passes: tuple[Pass, ...] = ()
     backend: str = "onnxruntime"
-    dtype: str = "float32"
+    dtype: str = AUTO
+    shapes: tuple[str, ...] = ()
     data: str | None = None
     window: int = 256
     samples: int = 128
@@ -78,6 +82,7 @@ class Recipe:
             object.__setattr__(self, "backend", "onnxruntime")
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
+        parse_shapes(self.shapes)
         if self.window < 2 or self.samples < 1:
             raise RecipeError("window must be at least 2 and samples at least 1")
         if self.max_drop is not None and self.max_drop < 0:

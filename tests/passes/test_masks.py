@@ -15,11 +15,7 @@ sparsities = st.floats(0, 1)
 def scores(*shape: int, seed: int, levels: int | None = None) -> Tensor:
     """Random scores; of a few levels only, where ties are wanted."""
     g = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(shape, generator=g)
-        if levels is None
-        else torch.randint(levels, shape, generator=g).float()
-    )
+    return torch.randn(shape, generator=g) if levels is None else torch.randint(levels, shape, generator=g).float()
 
 
 @st.composite

@@ -75,9 +75,7 @@ def test_a_ratio_is_the_same_in_every_block_of_128():
     W, H = problem(40, 300)
     _, keep = sparsegpt(W, H, Ratio(0.7))
     counts = [int((~part).sum()) for part in keep.split(128, 1)]
-    assert all(
-        abs(count - 0.7 * 40 * width) <= 1 for count, width in zip(counts, [128, 128, 44], strict=True)
-    )
+    assert all(abs(count - 0.7 * 40 * width) <= 1 for count, width in zip(counts, [128, 128, 44], strict=True))
 
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), NM(1, 4), NM(4, 8)])
