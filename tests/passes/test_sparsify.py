@@ -456,7 +456,7 @@ def test_ensures_sees_that_a_site_is_gone():
 # *** a trained model ***
 
 
-def test_on_a_trained_gpt2_sparsegpt_loses_least_and_magnitude_most():
+def test_on_a_trained_gpt2_admm_loses_least_then_sparsegpt_and_magnitude_most():
     source, graph = lowered("tiny-gpt2")
     evaluation = source.evaluation(32)
     assert evaluation is not None
@@ -469,4 +469,5 @@ def test_on_a_trained_gpt2_sparsegpt_loses_least_and_magnitude_most():
             losses[method] = evaluation.score(graph.run).value
     assert errors["magnitude"] > 1.02 * errors["wanda"]
     assert errors["wanda"] > 1.02 * errors["sparsegpt"]
-    assert min(losses, key=losses.__getitem__) == "sparsegpt"
+    assert errors["sparsegpt"] > 1.02 * errors["admm"]
+    assert sorted(losses, key=losses.__getitem__)[:2] == ["admm", "sparsegpt"]
