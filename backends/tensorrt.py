@@ -74,31 +74,30 @@ class TensorRT:
 
     def build_engine(self, folder: Path, progress: Progress = QUIET) -> Engine:
         """The sparse engine, and where it can run a dense one to measure it against."""
-        command = f"compress build {folder.name}"
         try:
             answer = tensorrt_build.build_one(folder, self.package, SPARSE, self.needs_device, progress)
         except (NotInstalledError, NoDeviceError) as error:
-            return Engine(self.program, why=f"{error.what} ({error.found})", command=command)
+            return Engine(self.program, why=f"{error.what} ({error.found})")
         engine = tensorrt_build.describe(folder, self.program, answer)
         if not engine.runs_here:
-            return dataclasses.replace(engine, why=f"{self.program} finds no GPU here to run it on", command=command)
+            return dataclasses.replace(engine, why=f"{self.program} finds no GPU here to run it on")
         tensorrt_build.build_one(folder, self.package, DENSE, self.needs_device, progress)
         return engine
 
     def open(self, folder: Path, threads: int = 0) -> Run:
         """Load the sparse engine into a process of its own. Raises one of the BackendErrors."""
         path = _built(folder, SPARSE)
-        child = Child({"command": "serve", "package": self.package, "engine": str(path)})
+        child = Child({"command": "serve", "package": self.package, "engine": str(path.resolve())})
         inputs = child.answer()["inputs"]
 
         def run(feeds: Feeds) -> dict[str, torch.Tensor]:
             child.send({name: feeds[name] for name in inputs})
             return child.tensors()
 
-        return run
+        return tensorrt_build.in_batches(run, tensorrt_build.largest_batch(folder))
 
     def time_engines(self, folder: Path, feeds: Feeds) -> dict[str, list[float]]:
-        paths = [str(_built(folder, kind)) for kind in (DENSE, SPARSE)]
+        paths = [str(_built(folder, kind).resolve()) for kind in (DENSE, SPARSE)]
         answer = ask({"command": "time", "package": self.package, "engines": paths}, feeds)
         return dict(zip((DENSE, SPARSE), answer["milliseconds"], strict=True))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import torch
 
 from compressor import onnx_file
 from compressor.backends.tensorrt_child import ask
@@ -21,6 +22,7 @@ from compressor.backends.tensorrt_log import read_layers, read_log
 from compressor.backends.tensorrt_onnx import Profile, layer_name, profiles
 from compressor.engine import Engine, Layer
 from compressor.errors import BackendError
+from compressor.graph import Feeds, Run
 from compressor.progress import Progress
 from compressor.shapes import Range
 
@@ -87,14 +89,15 @@ def build_one(folder: Path, package: str, kind: str, needs_device: bool, progres
     """Build `sparse` or `dense`; the worker's answer. Raises one of the BackendErrors."""
     spec = Spec.read(folder)
     # Each kind has a cache of its own: kernels timed for one must not answer for the other.
-    cache = str(folder / f"{kind}.timing") if spec.timing_cache and package == "tensorrt" else None
+    cache = f"{kind}.timing" if spec.timing_cache and package == "tensorrt" else None
+    # Bare names, as the log repeats them and belongs to the artifact.
     request = {
         "command": "build", "package": package, "needs_device": needs_device, "sparse": kind == SPARSE, "cache": cache,
-        "onnx": str(folder / spec.onnx), "engine": str(engine_file(folder, kind)), "log": str(folder / f"{kind}.log"),
-        "layers": str(folder / f"{kind}.layers.json"), "profiles": spec.profiles, "workspace": spec.workspace,
-        "level": spec.level, "flags": spec.flags,
+        "onnx": spec.onnx, "engine": engine_file(folder, kind).name, "log": f"{kind}.log",
+        "layers": f"{kind}.layers.json", "profiles": spec.profiles, "workspace": spec.workspace, "level": spec.level,
+        "flags": spec.flags,
     }  # fmt: skip
-    return ask(request, progress=progress)
+    return ask(request, progress=progress, folder=folder)
 
 
 def describe(folder: Path, program: str, answer: dict[str, Any]) -> Engine:
@@ -105,6 +108,25 @@ def describe(folder: Path, program: str, answer: dict[str, Any]) -> Engine:
         f"{program} {answer['version']}", is_built=True, runs_here=here, seconds=answer["seconds"],
         bytes=answer["bytes"], eligible=counted.eligible, chosen=counted.chosen, layers=_layers(folder) if here else (),
     )  # fmt: skip
+
+
+def largest_batch(folder: Path) -> int | None:
+    """What the profile takes along the first axis, when that is one length for all inputs; else None."""
+    lengths = {tuple(shapes[i][0] for i in (0, 2)) for one in Spec.read(folder).profiles for shapes in one.values()}
+    return lengths.pop()[1] if len(lengths) == 1 else None
+
+
+def in_batches(run: Run, most: int | None) -> Run:
+    """The run, larger batches cut to what it takes."""
+    if most is None:
+        return run
+
+    def cut(feeds: Feeds) -> dict[str, torch.Tensor]:
+        n = len(next(iter(feeds.values())))
+        parts = [run({name: x[at : at + most] for name, x in feeds.items()}) for at in range(0, n, most)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    return cut
 
 
 def engine_file(folder: Path, kind: str) -> Path:

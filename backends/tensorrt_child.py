@@ -26,9 +26,11 @@ _PROGRAM = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 _INSTALL = {"tensorrt": "pip install 'compressor[tensorrt]'", "tensorrt_rtx": "pip install 'compressor[tensorrt-rtx]'"}
 
 
-def ask(request: Mapping[str, Any], feeds: Feeds | None = None, progress: Progress = QUIET) -> dict[str, Any]:
-    """The worker's answer to one request. Raises one of the BackendErrors."""
-    with Child(request, progress) as child:
+def ask(
+    request: Mapping[str, Any], feeds: Feeds | None = None, progress: Progress = QUIET, folder: Path | None = None
+) -> dict[str, Any]:
+    """The worker's answer to one request; it works in the folder. Raises one of the BackendErrors."""
+    with Child(request, progress, folder) as child:
         if feeds is not None:
             child.send(feeds)
         return child.answer()
@@ -37,12 +39,12 @@ def ask(request: Mapping[str, Any], feeds: Feeds | None = None, progress: Progre
 class Child:
     """One worker. A `serve` request is answered, then each `send` by tensors, until the child is closed."""
 
-    def __init__(self, request: Mapping[str, Any], progress: Progress = QUIET):
+    def __init__(self, request: Mapping[str, Any], progress: Progress = QUIET, folder: Path | None = None):
         self.package, self.progress = request["package"], progress
         command = [sys.executable, "-I", "-W", "ignore::DeprecationWarning", str(WORKER)]
         # A pipe that nobody reads would fill up and stop the child.
         self.told = tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.told)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.told, cwd=folder)
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.stdin: BinaryIO = self.process.stdin  # type: ignore[assignment]

@@ -4,7 +4,7 @@ import dataclasses
 import gc
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,18 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor import proof
+from compressor import finish, proof
 from compressor.artifact import RECIPE, REPORT, check_free, folder_size, staged
+from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, RecipeError
 from compressor.graph import Feeds, Graph, Run
+from compressor.onnx_file import MODEL_FILE
 from compressor.pipeline import Context, Observer, Outcome, dump_graphs, format_pass, run_pipeline
 from compressor.progress import QUIET, Progress
-from compressor.recipe import Recipe
+from compressor.recipe import AUTO, Recipe
 from compressor.registry import load, names
 from compressor.report import Report, Scores, Sizes, score_drop
+from compressor.shapes import Range, choose_shapes, parse_shapes, usual_feeds
 from compressor.source import Backend, Evaluation, Options, Source
 
 DENSE_TWIN = ".dense"
+NO_LABELS = "the data has no labels, so nothing was scored"
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
 
 
@@ -50,12 +54,13 @@ def export(
     recipe = resolve(model, recipe)
     output = Path(output) if output else default_output(recipe)
     backend = open_backend(recipe)
+    recipe = settle(recipe, backend)
     check_free(output, overwrite)
     source = open_source(model, recipe)
     observers = [dump_graphs(Path(dump_graph))] if dump_graph else []
     with staged(output, overwrite) as folder:
         report = dataclasses.replace(
-            _Run(source, backend, recipe, progress, observers).compile(folder), output=output.name
+            _Run(source, backend, recipe, output, progress, observers).compile(folder), output=output.name
         )
         report.write(folder / REPORT)
         (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
@@ -100,21 +105,34 @@ def open_backend(recipe: Recipe) -> Backend:
     probe = backend.probe()
     if not probe.available:
         raise BackendError(f"backend {recipe.backend!r} cannot work here", found="not installed", hint=probe.hint)
-    if recipe.dtype not in backend.dtypes():
+    if recipe.dtype not in (AUTO, *backend.dtypes()):
         raise BackendError(
             f"backend {recipe.backend!r} does not build {recipe.dtype}",
             found=f"it builds {', '.join(backend.dtypes())}",
         )
+    if recipe.shapes and not isinstance(backend, EngineBackend):
+        raise RecipeError(f"backend {recipe.backend!r} builds for all shapes", hint="no --shape")
     return backend
+
+
+def settle(recipe: Recipe, backend: Backend) -> Recipe:
+    """The recipe with the backend's choice where it leaves one."""
+    return dataclasses.replace(recipe, dtype=backend.dtypes()[0]) if recipe.dtype == AUTO else recipe
 
 
 class _Run:
     """One export: its parts in order, and how long each took."""
 
     def __init__(
-        self, source: Source, backend: Backend, recipe: Recipe, progress: Progress, observers: Sequence[Observer]
+        self,
+        source: Source,
+        backend: Backend,
+        recipe: Recipe,
+        output: Path,
+        progress: Progress,
+        observers: Sequence[Observer],
     ):
-        self.source, self.backend, self.recipe = source, backend, recipe
+        self.source, self.backend, self.recipe, self.output = source, backend, recipe, output
         self.progress, self.observers = progress, observers
         self.seconds: dict[str, float] = {}
         self.calibration = "none was needed"
@@ -128,6 +146,7 @@ class _Run:
         with self._stage("capture the graph"):
             graph = self.source.lower()
             graph.verify()
+        shapes = self._shapes(graph)
         for one in recipe.passes:
             one.plan(graph)
         dense_nonzero = _count_nonzero(graph)
@@ -142,19 +161,25 @@ class _Run:
         with self._stage("build the artifact"):
             self.backend.build(reference, folder)
             self.source.save(folder, reference)
-        artifact = proof.cast(self.backend.open(folder), recipe.dtype)
-        artifact_score = self._score("score the artifact", evaluation, artifact)
+        engine = self._engine(graph, reference, folder, shapes)
+        opened = finish.open_artifact(self.backend, folder, engine)
+        artifact = proof.cast(opened.run, recipe.dtype) if opened.run else None
+        artifact_score = self._score("score the artifact", evaluation, artifact) if artifact else None
         with self._stage("check the artifact"):
             sites = proof.site_records(
                 graph, (row for one in outcomes for row in one.rows), self.backend.stored(folder)
             )
-            parity = proof.prove_parity(self.source, reference.run, artifact, recipe.dtype)
+            parity = proof.prove_parity(self.source, reference.run, artifact, recipe.dtype) if artifact else None
         scores = self._scores(evaluation, dense_score, compressed_score, artifact_score)
+        promises = proof.promises(sites, scores, parity, recipe.allow_partial)
+        if isinstance(self.backend, EngineBackend) and engine is not None:
+            sites = finish.with_verdicts(sites, self.backend.check(folder / MODEL_FILE), engine)
+            promises += finish.engine_promises(sites, engine)
         with self._stage("time the artifact"):
-            latency = self._latency(folder, twin) if recipe.passes else ()
+            latency = self._latency(folder, twin, engine) if recipe.passes else ()
         sizes = Sizes(
-            folder_size(twin, "model*") if recipe.passes else folder_size(folder, "model*"),
-            folder_size(folder, "model*"),
+            folder_size(twin if recipe.passes else folder, f"{MODEL_FILE}*"),
+            folder_size(folder, f"{MODEL_FILE}*"),
             sum(x.numel() for x in graph.module.parameters()),
             dense_nonzero,
             _count_nonzero(graph),
@@ -170,15 +195,18 @@ class _Run:
             dtype=recipe.dtype,
             gain=self._gain(outcomes),
             calibration=self.calibration,
-            promises=proof.promises(sites, scores, parity, recipe.allow_partial),
+            promises=promises,
             sites=sites,
             scores=scores,
-            unscored="" if scores else "the data has no labels, so nothing was scored",
+            unscored="" if scores else _unscored(evaluation, opened),
             parity=parity,
             latency=latency,
             sizes=sizes,
             seconds={name: round(spent, 3) for name, spent in self.seconds.items()},
             environment=environment(),
+            engine=engine,
+            ran_in=opened.by,
+            timed_on=f"{engine.runtime}, GPU" if engine else "1 thread",
         )
 
     # *** parts ***
@@ -225,7 +253,7 @@ class _Run:
             return evaluation.score(counted)
 
     def _scores(self, evaluation: Evaluation | None, dense: Any, compressed: Any, artifact: Any) -> Scores | None:
-        if evaluation is None:
+        if evaluation is None or artifact is None:
             return None
         drop, stderr = score_drop(dense, artifact)
         return Scores(evaluation.description, dense, compressed, artifact, drop, stderr, self.recipe.max_drop)
@@ -237,13 +265,50 @@ class _Run:
         _check_range(graph, self.recipe.dtype)
         return self.source.lower(self.recipe.dtype)
 
-    def _latency(self, folder: Path, twin: Path) -> Any:
-        dense, artifact = self.backend.open(twin, threads=1), self.backend.open(folder, threads=1)
-        return proof.time_beside_dense(self.source, dense, artifact, self.recipe.dtype, self.progress)
+    def _shapes(self, graph: Graph) -> dict[str, Range]:
+        """What an engine is built for; none where there is no engine."""
+        if not isinstance(self.backend, EngineBackend):
+            return {}
+        return choose_shapes(graph, self.source.workloads(), self.recipe.window, parse_shapes(self.recipe.shapes))
+
+    def _engine(self, graph: Graph, reference: Graph, folder: Path, shapes: Mapping[str, Range]) -> Engine | None:
+        """Write what the build takes, with torch's outputs to compare, and build as much as this machine can."""
+        if not isinstance(self.backend, EngineBackend):
+            return None
+        with self._stage("build the engine"):
+            self.backend.prepare(folder, shapes)
+            finish.write_reference(folder, reference.run, self._workloads(graph, shapes))
+            try:
+                engine = self.backend.build_engine(folder, self.progress)
+            except BackendError as error:  # no reason to lose the file
+                return Engine(self.backend.name, why=" ".join(str(error).split()))
+        return engine if engine.runs_here else dataclasses.replace(engine, command=f"compress build {self.output}")
+
+    def _workloads(self, graph: Graph, shapes: Mapping[str, Range]) -> dict[str, Feeds]:
+        """What is timed, in the dtype of the artifact; for engines also at their usual shapes, if these differ."""
+        found = dict(self.source.workloads())
+        first = next(iter(found.values()))
+        usual = usual_feeds(graph, first, shapes) if shapes else first
+        if any(usual[name].shape != x.shape for name, x in first.items()):
+            found["usual shapes"] = usual
+        return {name: proof.in_dtype(feeds, self.recipe.dtype) for name, feeds in found.items()}
+
+    def _latency(self, folder: Path, twin: Path, engine: Engine | None) -> Any:
+        if not isinstance(self.backend, EngineBackend) or engine is None:
+            dense, artifact = self.backend.open(twin, threads=1), self.backend.open(folder, threads=1)
+            return proof.time_beside_dense(self.source, dense, artifact, self.recipe.dtype, self.progress)
+        if not engine.runs_here:
+            return ()
+        inputs = {name: feeds for name, (feeds, _) in finish.read_reference(folder).items()}
+        return finish.time_engines(self.backend, folder, inputs, finish.stand_in(folder, threads=1)[0])
 
     def _gain(self, outcomes: Sequence[Outcome]) -> str:
         patterns = [row.asked for outcome in outcomes for row in outcome.of("changed") if row.asked]
         return self.backend.gain(patterns[-1]) if patterns else ""
+
+
+def _unscored(evaluation: Evaluation | None, opened: finish.Opened) -> str:
+    return f"nothing here runs the artifact: {opened.why}" if evaluation else NO_LABELS
 
 
 def _count_nonzero(graph: Graph) -> int:

@@ -50,10 +50,16 @@ def compare(
         # Whoever goes second finds warmer or colder caches: take turns.
         for name in names if round_ % 2 == 0 else reversed(names):
             times[name].append(_milliseconds(runs[name], feeds))
-    ratios = {name: [first / own for first, own in zip(times[names[0]], times[name], strict=True)] for name in names}
+    return compared(workload, times)
+
+
+def compared(workload: str, times: Mapping[str, list[float]]) -> Comparison:
+    """What the times of each run say, in milliseconds and in order; the first is the reference."""
+    first = next(iter(times.values()))
+    ratios = {name: [one / own for one, own in zip(first, t, strict=False)] for name, t in times.items()}
     return Comparison(
         workload,
-        {name: Latency(statistics.median(t), statistics.quantiles(t, n=10)[-1], n) for name, t in times.items()},
+        {name: Latency(statistics.median(t), statistics.quantiles(t, n=10)[-1], len(t)) for name, t in times.items()},
         {name: statistics.median(r) for name, r in ratios.items()},
         {name: _quartiles(r) for name, r in ratios.items()},
     )

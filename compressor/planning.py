@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from compressor.calibrate import input_of, measure
-from compressor.driver import open_backend, open_source, resolve
+from compressor.driver import open_backend, open_source, resolve, settle
 from compressor.graph import Feeds, Graph
 from compressor.pipeline import format_pass
 from compressor.progress import QUIET, Progress
@@ -62,6 +62,7 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
     """What `export` would do with the same arguments. Raises the UserErrors that it would raise."""
     recipe = resolve(model, recipe)
     backend = open_backend(recipe)
+    recipe = settle(recipe, backend)
     source = open_source(model, recipe)
     progress.say("capture the graph")
     graph = source.lower()

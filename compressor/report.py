@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compressor.engine import Engine
 from compressor.latency import Comparison
 from compressor.parity import Parity
 from compressor.source import Score
@@ -31,6 +32,8 @@ class SiteRecord:
     shape, axis: of the model's own tensor; m, d: rows and columns as a matrix.
     found: the pattern and the share of zeros, re-read from the file; where: operator and axis that read it there.
     holds: whether the file keeps what was asked, on the axis the runtime contracts; None where nothing was asked.
+    verdict: whether a sparse kernel of the runtime can take it, or the rule it breaks; "" for runtimes without any.
+    kernel: the kernel that it got in the engine, where that is known.
     relative_error: squared change of the site's outputs on calibration data, as a share of their energy.
     """
 
@@ -46,6 +49,8 @@ class SiteRecord:
     holds: bool | None = None
     where: str = ""
     relative_error: float | None = None
+    verdict: str = ""
+    kernel: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was measured in one run. True when every promise is met."""
+    """Everything that was measured in one run. True when every promise is met.
+
+    parity, scores: None when nothing on this machine runs the artifact; ran_in: what ran it.
+    engine: how far it came, for runtimes that compile one; latency was then taken on the device, as timed_on says.
+    """
 
     model: str
     task: str
@@ -105,12 +114,15 @@ class Report:
     sites: tuple[SiteRecord, ...]
     scores: Scores | None
     unscored: str
-    parity: Parity
+    parity: Parity | None
     latency: tuple[Comparison, ...]
     sizes: Sizes
     seconds: dict[str, float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     output: str = ""
+    engine: Engine | None = None
+    ran_in: str = ""
+    timed_on: str = "1 thread"
 
     def __bool__(self) -> bool:
         return all(promise.met for promise in self.promises)

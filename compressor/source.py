@@ -92,7 +92,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """Whether a backend can work here: its version, or what to type to make it work."""
+    """Whether a backend can work here, its version, and what to type where something is missing."""
 
     available: bool
     version: str = ""

@@ -8,9 +8,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from compressor.building import Bench, Built
+from compressor.checking import Check
 from compressor.inspection import Inspection
+from compressor.latency import Comparison, Latency
 from compressor.planning import Plan
-from compressor.report import Report, Scores, SiteRecord
+from compressor.report import Promise, Report, Scores, SiteRecord
 
 MARK = {True: ("yes", "green"), False: ("NO", "bold red")}
 
@@ -57,8 +60,47 @@ def show_names(groups: dict[str, dict[str, str]], console: Console) -> None:
         console.print(Text(title, style="bold"))
         table = _facts()
         for name, text in rows.items():
-            table.add_row(f"  {name}", text)
+            table.add_row(f"  {name}", Text(text))  # not a str, whose [brackets] rich would take for styles
         console.print(table)
+
+
+def show_check(found: Check, console: Console, verbose: bool = False) -> None:
+    """The verdict, then one row per weight, or per kind of weight."""
+    mark, color = MARK[bool(found)]
+    console.print(Text.assemble((f"{mark} ", color), (f"{found.name} for {found.backend}: {found.summary()}", "bold")))
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for one in found.verdicts:
+        name = one.site if verbose else _kind(one.site)
+        shape = "x".join(map(str, one.shape))
+        row = (name, shape, one.op, str(one.axis), one.dtype, f"{one.zeros:.0%}", str(one))
+        groups.setdefault(row, []).append(one.site)
+    table = _table("weight", "shape", "op", "axis", "dtype", "zeros", "sparse kernels")
+    for (name, *cells), members in groups.items():
+        table.add_row(f"{name} ({len(members)})" if len(members) > 1 else members[0], *cells)
+    console.print(table)
+
+
+def show_built(built: Built, console: Console) -> None:
+    """What a host with the device has made of an artifact."""
+    word, style = ("PASSED", "bold green") if built else ("NOT MET", "bold red")
+    console.print(Text.assemble((word, style), f"  {built.name}/", (f"  {built.engine.runtime}", "dim")))
+    console.print(_promise_table(built.promises))
+    if built.engine.is_built:
+        console.print(f"engine {human_bytes(built.engine.bytes)}, built in {human_seconds(built.engine.seconds)}")
+    if built.latency:
+        console.print(_latencies(built.latency, f"{built.engine.runtime}, GPU"))
+
+
+def show_bench(found: Bench, console: Console) -> None:
+    console.print(Text(f"{found.name} for {found.runtime}", style="bold"))
+    names = list(dict.fromkeys(name for row in found.latency for name in row.latency))
+    table = _table("p50 (p90)", *names, "n")
+    for row in found.latency:
+        cells = [_milliseconds(row.latency[name]) if name in row.latency else "" for name in names]
+        table.add_row(row.workload, *cells, "/".join(str(row.latency[name].n) for name in row.latency))
+    console.print(table)
+    if found.missing:
+        console.print(f"not timed: {found.missing}")
 
 
 # *** parts of a report ***
@@ -68,13 +110,17 @@ def _verdict(report: Report) -> RenderableType:
     word, style = ("PASSED", "bold green") if report else ("NOT MET", "bold red")
     runtime = f"  {report.backend} {report.dtype}"
     title = Text.assemble((word, style), f"  {report.model} -> {report.output}/", (runtime, "dim"))
+    return Group(title, _promise_table(report.promises))
+
+
+def _promise_table(promises: Sequence[Promise]) -> Table:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column()
-    for promise in report.promises:
+    for promise in promises:
         mark, color = MARK[promise.met]
         table.add_row(Text(f"  {mark:>3}", style=color), Text.assemble(promise.name, (f": {promise.detail}", "dim")))
-    return Group(title, table)
+    return table
 
 
 def _score_table(report: Report) -> RenderableType:
@@ -84,7 +130,7 @@ def _score_table(report: Report) -> RenderableType:
     table = _table(scores.dense.metric, "", "standard error")
     for name in ("dense", "compressed", "artifact"):
         score = getattr(scores, name)
-        where = "in torch" if name != "artifact" else f"in {report.backend.split()[0]}"
+        where = "in torch" if name != "artifact" else f"in {report.ran_in or report.backend.split()[0]}"
         table.add_row(f"{name}, {where}", f"{score.value:.2f}", f"{score.stderr:.2f}")
     return Group(
         table,
@@ -99,20 +145,31 @@ def _drop_line(scores: Scores) -> str:
 
 
 def _latency_table(report: Report) -> RenderableType | None:
-    if not report.latency:
-        return None
-    table = _table("latency, 1 thread", "dense p50 (p90)", "artifact p50 (p90)", "ratio (quartiles)", "n")
-    for row in report.latency:
+    return _latencies(report.latency, report.timed_on) if report.latency else None
+
+
+def _latencies(rows: Sequence[Comparison], timed_on: str) -> Table:
+    """Dense beside the artifact; ONNX Runtime beside both where an engine was timed."""
+    table = _table(f"latency, {timed_on}", "dense p50 (p90)", "artifact p50 (p90)", "ratio (quartiles)", "n")
+    beside = [row.latency["onnxruntime"] for row in rows if "onnxruntime" in row.latency]
+    if beside:
+        table.add_column("onnxruntime, CPU", justify="right")
+    for row in rows:
         dense, own = row.latency["dense"], row.latency["artifact"]
         low, high = row.spread["artifact"]
         table.add_row(
             row.workload,
-            f"{dense.p50:.2f} ({dense.p90:.2f}) ms",
-            f"{own.p50:.2f} ({own.p90:.2f}) ms",
+            _milliseconds(dense),
+            _milliseconds(own),
             f"{row.ratio['artifact']:.2f}x ({low:.2f}-{high:.2f})",
             str(own.n),
+            *([_milliseconds(row.latency["onnxruntime"])] if beside else []),
         )
     return table
+
+
+def _milliseconds(latency: Latency) -> str:
+    return f"{latency.p50:.2f} ({latency.p90:.2f}) ms"
 
 
 def _size_line(report: Report) -> Text:
@@ -135,7 +192,7 @@ def _site_table(sites: Sequence[SiteRecord], verbose: bool) -> RenderableType:
         label = f"{name} ({len(members)})" if len(members) > 1 else name
         rows.append([
             label, "x".join(map(str, first.shape)), "" if first.axis < 0 else str(first.axis), _pattern_cell(first),
-            _span(members, "sparsity", "{:.0%}"), _span(members, "relative_error", "{:.1%}"),
+            _span(members, "sparsity", "{:.0%}"), _span(members, "relative_error", "{:.1%}"), _sparse_cell(first),
         ])  # fmt: skip
         if first.reason:
             notes.setdefault((first.status, first.reason), []).append(label)
@@ -143,7 +200,7 @@ def _site_table(sites: Sequence[SiteRecord], verbose: bool) -> RenderableType:
         Text.assemble(("refused: ", "bold red") if status == "refused" else "", f"{', '.join(names)}: {reason}")
         for (status, reason), names in notes.items()
     ]
-    return Group(_filled(rows, "weight", "shape", "axis", "pattern", "zeros", "error"), *lines)
+    return Group(_filled(rows, "weight", "shape", "axis", "pattern", "zeros", "error", "kernels"), *lines)
 
 
 def _filled(rows: Sequence[Sequence[Any]], *titles: str) -> Table:
@@ -158,12 +215,17 @@ def _filled(rows: Sequence[Sequence[Any]], *titles: str) -> Table:
 def _groups(sites: Sequence[SiteRecord], verbose: bool) -> list[tuple[str, list[SiteRecord]]]:
     groups: dict[Any, list[SiteRecord]] = {}
     for site in sites:
-        name = site.name if verbose else re.sub(r"(?<=\.)\d+(?=\.|$)", "*", _shown(site, verbose))
+        name = site.name if verbose else _kind(site.name)
         found = "" if site.holds is not None else site.found  # chance patterns of a ratio do not part the like
-        key = (name, site.shape, site.status, site.reason, site.asked, found, site.holds)
+        key = (name, site.shape, site.status, site.reason, site.asked, found, site.holds, str(_sparse_cell(site)))
         groups.setdefault(key, []).append(site)
     labels = [_shown(members[0], verbose) if len(members) == 1 else key[0] for key, members in groups.items()]
     return list(zip(labels, groups.values(), strict=True))
+
+
+def _kind(name: str) -> str:
+    """The name of what is like it: layer numbers as stars."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name.removesuffix(".weight"))
 
 
 def _shown(site: SiteRecord, verbose: bool) -> str:
@@ -177,6 +239,12 @@ def _pattern_cell(site: SiteRecord) -> Text:
     if site.status == "changed":
         return Text(site.asked)
     return Text(site.found or ("refused" if site.status == "refused" else "dense"), style="dim")
+
+
+def _sparse_cell(site: SiteRecord) -> str:
+    """Whether sparse kernels can take it, and once an engine has told, which kind it got."""
+    word = re.split("[:;]", site.verdict, maxsplit=1)[0]
+    return f"{word}, {site.kernel.split()[0]}" if site.kernel else word
 
 
 def _span(members: Iterable[SiteRecord], field: str, form: str) -> str:

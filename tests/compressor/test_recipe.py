@@ -28,6 +28,7 @@ recipes = st.builds(
     passes=st.lists(sparsify, max_size=3).map(tuple),
     backend=st.sampled_from(["onnxruntime", "ort", "tensorrt"]),
     dtype=st.sampled_from(DTYPES),
+    shapes=st.lists(st.sampled_from(["batch=8", "sequence=1:128:512"])).map(tuple),
     data=st.none() | st.text(),
     window=st.integers(2, 4096),
     samples=st.integers(1, 4096),
@@ -61,7 +62,7 @@ def test_prints_as_one_line():
 
 def test_yaml_writes_every_default_out():
     written = yaml.safe_load(Recipe("gpt2", (Sparsify(pattern="2:4"),)).to_yaml())
-    assert written["dtype"] == "float32"
+    assert written["dtype"] == "auto"
     assert written["passes"][0]["pass"] == "sparsify"
     assert written["passes"][0]["targets"] == ["*"]
 

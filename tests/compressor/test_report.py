@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compressor.engine import Engine, Layer
 from compressor.latency import Comparison, Latency
 from compressor.models.task import perplexity, top1
 from compressor.parity import Parity
@@ -44,6 +45,7 @@ def report(**changes: object) -> Report:
         ),
         sizes=Sizes(100, 90, 32, 32, 16),
         output="tiny-onnxruntime",
+        engine=Engine("TensorRT 11.4", True, eligible=1, chosen=0, layers=(Layer("linear", "gemm", False, "w"),)),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
@@ -76,7 +78,7 @@ GOLDEN = {
     "sites": [
         dict.fromkeys(
             ["name", "op", "shape", "axis", "status", "reason", "asked", "found", "sparsity", "holds", "where"]
-            + ["relative_error"]
+            + ["relative_error", "verdict", "kernel"]
         )
         | {"shape": [None]}
     ],
@@ -100,6 +102,12 @@ GOLDEN = {
     "seconds": {},
     "environment": {},
     "output": None,
+    "engine": dict.fromkeys(
+        ["runtime", "is_built", "runs_here", "why", "command", "seconds", "bytes", "eligible", "chosen"]
+    )
+    | {"layers": [dict.fromkeys(["name", "tactic", "is_sparse", "site"])]},
+    "ran_in": None,
+    "timed_on": None,
 }
 
 
