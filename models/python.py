@@ -29,6 +29,7 @@ from compressor.models.images import Pixels
 from compressor.models.task import Options, check_finite
 from compressor.source import Evaluation
 
+NOT_THEIRS = (__file__, "<frozen", str(Path(torch.__file__).parent), str(Path(importlib.__file__).parent))
 RETURNS = "return module, example_tensor   (or compressor.Model)"
 
 
@@ -106,8 +107,10 @@ class ModuleSource:
     def _forward(self, module: nn.Module, *args: Tensor) -> tuple[Tensor, ...]:
         by_name = dict(zip(self._example, args, strict=True)) if isinstance(self.model.example, Mapping) else {}
         result = module(**by_name) if by_name else module(*args)
-        values = result.values() if isinstance(result, Mapping) else result
-        return (result,) if isinstance(result, Tensor) else tuple(x for x in values if isinstance(x, Tensor))
+        values = (
+            result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple | list) else [result]
+        )
+        return tuple(x for x in values if isinstance(x, Tensor))
 
     def lower(self, dtype: str = "float32") -> Graph:
         kind = getattr(torch, dtype)
@@ -197,7 +200,9 @@ def _users_code(what: str) -> Iterator[None]:
     except SourceError:
         raise
     except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+        frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(NOT_THEIRS)
+        ]
         lines = [f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames[-3:]]
         raise SourceError(
             what,
