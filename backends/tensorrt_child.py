@@ -44,7 +44,9 @@ class Child:
         command = [sys.executable, "-I", "-W", "ignore::DeprecationWarning", str(WORKER)]
         # A pipe that nobody reads would fill up and stop the child.
         self.told = tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.told, cwd=folder)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.told, cwd=folder
+        )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.stdin: BinaryIO = self.process.stdin  # type: ignore[assignment]
