@@ -221,6 +221,7 @@ def test_a_refused_site_may_be_accepted(compress):
     assert compress("export", "net.py:odd", *PRUNE, "--targets", "*.weight", "--allow-partial").code == 0
 
 
+@pytest.mark.slow
 def test_a_drop_beyond_the_budget_ends_with_1(compress):
     ran = compress(
         "export", "tiny-resnet", "-s", "0.95", "--method", "magnitude", "--refit", "0", "--samples", "32",
@@ -449,8 +450,10 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, cli.INTERRUPTED), (signal.SIGTERM, cli.TERMINATED)],
-    ids=["Ctrl-C", "a polite kill"],
+    [
+        pytest.param(signal.SIGINT, cli.INTERRUPTED, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, cli.TERMINATED, id="a polite kill", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_is_stopped_leaves_nothing(folder, number, code):
     running = subprocess.Popen(command("export", "net.py:slow", "-o", "out"), stderr=subprocess.PIPE, text=True)
@@ -476,6 +479,7 @@ def test_a_run_that_is_killed_leaves_nothing_under_the_name_and_the_next_one_cle
     assert leftovers(folder) == ["out"]
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow_is_said_and_leaves_nothing(folder):
     limit = 4096
 
@@ -487,9 +491,10 @@ def test_a_file_that_cannot_grow_is_said_and_leaves_nothing(folder):
     assert leftovers(folder) == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(compress, folder, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_said_and_leaves_nothing(compress, folder, monkeypatch, number):
     def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(OnnxRuntime, "build", full)
     assert "the disk is full while writing" in one_paragraph(compress("export", "net.py:make", "-o", "out"))

@@ -17,7 +17,7 @@ import compressor
 from compressor import driver, onnx_file
 from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.driver import default_output, export
-from compressor.errors import BackendError, DataError, InternalError, OutputError, RecipeError, SourceError
+from compressor.errors import BackendError, DataError, InternalError, OutputError, RecipeError, SourceError, UserError
 from compressor.models.python import ModuleSource
 from compressor.models.task import perplexity
 from compressor.passes.sparsify import Sparsify
@@ -91,6 +91,7 @@ def test_sizes_count_the_weights_and_the_zeros(resnet):
     assert sizes.artifact_bytes == pytest.approx(sizes.dense_bytes, rel=0.01)
 
 
+@pytest.mark.slow
 def test_its_recipe_reads_back_and_makes_the_same_bytes_again(resnet, tmp_path):
     folder, report = resnet
     recipe = Recipe.read(folder)
@@ -289,6 +290,13 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(tmp_path, model, rec
     with pytest.raises(error, match=what):
         export(model, recipe, output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("recipe", ["export | sparsify{pattern=2:4}", "export{max_drop=1}"])
+def test_missing_data_is_said_before_the_model_is_captured(tmp_path, monkeypatch, recipe):
+    monkeypatch.setattr(ModuleSource, "lower", lambda *args: pytest.fail("the model was captured"))
+    with pytest.raises(UserError, match=r"brings no calibration data|needs something to score"):
+        export(mlp(), recipe, output=tmp_path / "out")
 
 
 def test_a_backend_that_is_not_installed_says_what_to_type(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The pass `sparsify` on graphs small enough to check by hand, and its methods in order on a trained GPT-2."""
 
 import dataclasses
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -61,12 +62,19 @@ LAYERS = {
 }
 
 
-def layer(kind: str) -> Graph:
-    """The layer between two others, so that it is neither stem nor head."""
-    make, x = LAYERS[kind]
+@cache
+def captured(kind: str) -> tuple[Graph, Tensor]:
     torch.manual_seed(0)
-    model = make()
-    return graph_of(model, x)
+    make, x = LAYERS[kind]
+    graph = graph_of(make(), x)
+    return graph, graph.sites[0].weight.detach().clone()
+
+
+def layer(kind: str) -> Graph:
+    """One layer with its first weights; captured once for all tests."""
+    graph, weight = captured(kind)
+    graph.sites[0].weight.data.copy_(weight)
+    return graph
 
 
 def n_zeros(weight: Any) -> int:
