@@ -96,6 +96,11 @@ def test_one_object_that_holds_a_list_is_json_too(tmp_path):
     assert calibration.startswith("\n\n".join(PROSE.split("\n")[:3]))
 
 
+def test_a_line_of_json_may_hold_what_other_files_take_for_its_end(tmp_path):
+    text(tmp_path / "a.jsonl", '{"text": "one\u2028two"}\n{"text": "three"}')
+    assert "one\u2028" in open_data(tmp_path / "a.jsonl", kind="text").calibration.items[0]["text"]
+
+
 def test_a_text_is_cut_at_the_end_of_a_paragraph_where_there_is_one(tmp_path):
     text(tmp_path / "a.txt", "\n\n".join([PROSE[:600], PROSE[600:1000], PROSE[1000:1400]]))
     [[calibration]], _ = sides(open_data(tmp_path / "a.txt", kind="text"))
