@@ -26,7 +26,7 @@ class OnnxRuntime:
 
     def gain(self, pattern: str) -> str:
         return (
-            f"ONNX Runtime on CPU has no sparse kernels: {pattern} makes the file compressible, not faster. "
+            "ONNX Runtime on CPU has no sparse kernels: zeros make the file compressible, not faster. "
             "For speed here remove channels or quantize; for speed from 2:4 build for TensorRT."
         )
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-from compressor.driver import environment, open_source
+from compressor.driver import open_source
 from compressor.graph import Graph
 from compressor.passes.methods import METHODS
 from compressor.passes.sparsify import Sparsify
 from compressor.pipeline import Context, run_pipeline
 from compressor.recipe import Recipe
 from compressor.report import score_drop
+from compressor.run import environment
 from compressor.source import Score
 
 PATTERNS, REFITS = ("2:4", "0.5", "0.7"), (0, 10)

@@ -15,12 +15,12 @@ from unittest.mock import patch
 import torch
 
 from compressor.calibrate import Statistics, calibrate
-from compressor.driver import environment
 from compressor.graph import Feeds, Graph
 from compressor.models.causal_lm import CausalLM
 from compressor.passes.sparsify import Sparsify
 from compressor.pipeline import Context, choose
 from compressor.progress import QUIET
+from compressor.run import environment
 from compressor.source import Options
 
 

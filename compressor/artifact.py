@@ -23,11 +23,12 @@ def check_free(output: Path, overwrite: bool) -> None:
         return
     if output.is_dir() and not any(output.iterdir()):
         return
-    if not overwrite:
+    is_artifact = (output / REPORT).exists()
+    if is_artifact and not overwrite:
         raise OutputError(f"{output} already exists", hint="--overwrite, or another --output")
-    if not (output / REPORT).exists():
+    if not is_artifact:
         raise OutputError(
-            f"{output} is not an artifact of Compressor, so it is not overwritten",
+            f"{output} already exists, and is not an artifact of Compressor that may be overwritten",
             found=", ".join(sorted(path.name for path in output.iterdir())[:6]) if output.is_dir() else "a file",
             hint="another --output",
         )

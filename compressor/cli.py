@@ -338,7 +338,7 @@ def _say_unmet(report: "Report | Built") -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, markup=False)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from compressor.progress import QUIET, Progress
 from compressor.proof import site_records
 from compressor.recipe import Recipe
 from compressor.report import SiteRecord, as_json
+from compressor.run import engine_shapes
 from compressor.sites import WeightSite
 
 GEMM = 768  # side of the product that tells how fast this machine is
@@ -66,6 +67,7 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
     source = open_source(model, recipe)
     progress.say("capture the graph")
     graph = source.lower()
+    engine_shapes(backend, source, recipe, graph)
     rows = [row for one in recipe.passes for row in one.plan(graph)]
     changed = {row.site for row in rows if row.status == "changed"}
     asked = [row.asked for row in rows if row.asked]

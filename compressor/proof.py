@@ -142,7 +142,7 @@ def promises(
 def _coverage(sites: Sequence[SiteRecord], allow_partial: bool) -> Promise:
     refused = [site for site in sites if site.status == "refused"]
     changed = sum(site.status == "changed" for site in sites)
-    detail = f"{changed} sites changed, {len(refused)} refused"
+    detail = f"{changed} site{'s' * (changed != 1)} changed, {len(refused)} refused"
     if refused:
         detail += f" ({refused[0].name}: {refused[0].reason}); --ignore and --allow-partial accept that"
     return Promise("every named site is changed", not refused or allow_partial, detail)

@@ -63,7 +63,7 @@ def test_an_exception_leaves_nothing_and_keeps_its_type(tmp_path, error):
 def test_a_full_disk_is_the_users_to_fix(tmp_path, number):
     with pytest.raises(OutputError, match="the disk is full") as caught:
         fail(tmp_path / "out", OSError(number, os.strerror(number)))
-    assert caught.value.found == "nothing was left behind"
+    assert caught.value.found == f"{os.strerror(number)}; nothing was left behind"
     assert names(tmp_path) == []
 
 

@@ -21,6 +21,7 @@ from compressor.driver import export
 from compressor.engine import Engine, Layer, Verdict
 from compressor.errors import BackendError, BuildError, NoDeviceError, RecipeError, SourceError
 from compressor.finish import engine_promises, read_reference
+from compressor.planning import plan
 from compressor.recipe import Recipe
 from compressor.report import Promise, Report, SiteRecord
 
@@ -179,6 +180,12 @@ def test_single_precision_has_no_sparse_kernels_and_that_is_a_promise_not_met(tm
 def test_shapes_are_for_engines_and_are_refused_elsewhere(tmp_path):
     with pytest.raises(RecipeError, match="builds for all shapes"):
         run(tmp_path / "out", "onnxruntime", ',shapes=["batch=8"]')
+
+
+def test_a_plan_refuses_the_shapes_that_export_would():
+    with pytest.raises(RecipeError, match="no axis of this model is called 'sequence'"):
+        plan(mlp(), f'export{{backend=tensorrt,shapes=["sequence=8"]}} | {PRUNE}')
+    assert plan(mlp(), f'export{{backend=tensorrt,shapes=["batch=8"]}} | {PRUNE}').backend == "tensorrt"
 
 
 def test_the_kernels_that_a_ratio_asked_for_are_no_promise():

@@ -1,0 +1,310 @@
+"""One export: its steps in order, how long each took, and the report that they add up to."""
+
+import dataclasses
+import gc
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import machine, python_version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor import finish, proof
+from compressor.artifact import folder_size
+from compressor.engine import Engine, EngineBackend
+from compressor.errors import BackendError, RecipeError
+from compressor.graph import Feeds, Graph, Run
+from compressor.latency import Comparison
+from compressor.onnx_file import MODEL_FILE
+from compressor.parity import Parity
+from compressor.pipeline import Context, Observer, Outcome, format_pass, run_pipeline
+from compressor.progress import Progress
+from compressor.recipe import Recipe
+from compressor.report import Promise, Report, Scores, SiteRecord, Sizes, score_drop
+from compressor.shapes import Range, choose_shapes, parse_shapes, usual_feeds
+from compressor.source import Backend, Evaluation, Score, Source
+
+DENSE_TWIN = ".dense"
+NO_LABELS = "the data has no labels, so nothing was scored"
+PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """What was read from the artifact and measured on it. runs_in: what ran it, "" when nothing here does."""
+
+    sites: tuple[SiteRecord, ...]
+    parity: Parity | None
+    scores: Scores | None
+    promises: tuple[Promise, ...]
+    unscored: str
+    runs_in: str
+
+
+class Export:
+    """A source, a backend and a recipe, about to become an artifact. output: what the artifact will be called."""
+
+    def __init__(
+        self,
+        source: Source,
+        backend: Backend,
+        recipe: Recipe,
+        output: Path,
+        progress: Progress,
+        observers: Sequence[Observer],
+    ):
+        self.source, self.backend, self.recipe, self.output = source, backend, recipe, output
+        self.progress, self.observers = progress, observers
+        self.seconds: dict[str, float] = {}
+        self.calibration = "none was needed"
+
+    def run(self, folder: Path) -> Report:
+        """Write the artifact into a folder, and say what was done and measured."""
+        # What cannot be done is said before any time is spent: missing data here, sites that refuse in `_capture`.
+        evaluation = self._evaluation()
+        graph = self._capture()
+        shapes = engine_shapes(self.backend, self.source, self.recipe, graph)
+        dense_nonzero = _count_nonzero(graph)
+        dense = self._score("score the dense model", evaluation, graph.run)
+        twin = self._build_twin(graph, folder)
+        outcomes = self._run_passes(graph)
+        compressed = self._score("score the compressed model", evaluation, graph.run)
+        reference = self._in_dtype(graph)
+        engine = self._build(graph, reference, folder, shapes)
+        proven = self._prove(graph, reference, outcomes, engine, folder, evaluation, dense, compressed)
+        latency = self._time(folder, twin, engine)
+        sizes = Sizes(
+            folder_size(twin or folder, f"{MODEL_FILE}*"),
+            folder_size(folder, f"{MODEL_FILE}*"),
+            sum(x.numel() for x in graph.module.parameters()),
+            dense_nonzero,
+            _count_nonzero(graph),
+        )
+        if twin:
+            shutil.rmtree(twin)
+        return self._report(outcomes, proven, engine, latency, sizes)
+
+    # *** steps ***
+
+    def _evaluation(self) -> Evaluation | None:
+        evaluation = self.source.evaluation(self.recipe.samples)
+        if evaluation is None and self.recipe.max_drop is not None:
+            raise RecipeError(
+                "max_drop needs something to score",
+                found="data without labels",
+                hint="--data with labels, or no --max-drop",
+            )
+        if any(one.needs_data for one in self.recipe.passes):
+            self.calibration = self.source.calibration_description
+        return evaluation
+
+    def _capture(self) -> Graph:
+        with self._stage("capture the graph"):
+            graph = self.source.lower()
+            graph.verify()
+        for one in self.recipe.passes:
+            one.plan(graph)
+        return graph
+
+    def _build_twin(self, graph: Graph, folder: Path) -> Path | None:
+        """The dense model as the same backend builds it; None when no pass will make a difference."""
+        if not self.recipe.passes:
+            return None
+        twin = folder / DENSE_TWIN
+        with self._stage("build the dense twin"):
+            twin.mkdir()
+            self.backend.build(self._in_dtype(graph), twin)
+        return twin
+
+    def _run_passes(self, graph: Graph) -> list[Outcome]:
+        context = Context(self._calibrate, self.recipe.seed, self.progress)
+        with self._stage("run the passes"):
+            outcomes = run_pipeline(graph, self.recipe.passes, context, self.observers)
+        gc.collect()
+        return outcomes
+
+    def _calibrate(self, n: int) -> Sequence[Feeds]:
+        batches = self.source.calibration(n)
+        used = sum(len(next(iter(batch.values()))) for batch in batches)
+        self.calibration = f"{used} samples from {self.source.calibration_description}"
+        return batches
+
+    def _score(self, stage: str, evaluation: Evaluation | None, run: Run) -> Any:
+        if evaluation is None:
+            return None
+        with self._stage(stage), self.progress.task("scoring", total=None) as step:
+
+            def counted(feeds: Feeds) -> dict[str, Tensor]:
+                step()
+                return run(feeds)
+
+            return evaluation.score(counted)
+
+    def _in_dtype(self, graph: Graph) -> Graph:
+        """The graph itself in float32; else the model captured again in that dtype, from the same weights."""
+        if self.recipe.dtype == "float32":
+            return graph
+        _check_range(graph, self.recipe.dtype)
+        return self.source.lower(self.recipe.dtype)
+
+    def _build(self, graph: Graph, reference: Graph, folder: Path, shapes: Mapping[str, Range]) -> Engine | None:
+        with self._stage("build the artifact"):
+            self.backend.build(reference, folder)
+            self.source.save(folder, reference)
+        return self._engine(graph, reference, folder, shapes)
+
+    def _engine(self, graph: Graph, reference: Graph, folder: Path, shapes: Mapping[str, Range]) -> Engine | None:
+        """Write what the build takes, with torch's outputs to compare, and build as much as this machine can."""
+        if not isinstance(self.backend, EngineBackend):
+            return None
+        with self._stage("build the engine"):
+            self.backend.prepare(folder, shapes)
+            finish.write_reference(folder, reference.run, self._workloads(graph, shapes))
+            try:
+                engine = self.backend.build_engine(folder, self.progress)
+            except BackendError as error:  # no reason to lose the file
+                return Engine(self.backend.name, why=" ".join(str(error).split()))
+        return engine if engine.runs_here else dataclasses.replace(engine, command=f"compress build {self.output}")
+
+    def _workloads(self, graph: Graph, shapes: Mapping[str, Range]) -> dict[str, Feeds]:
+        """What is timed, in the dtype of the artifact; for engines also at their usual shapes, if these differ."""
+        found = dict(self.source.workloads())
+        first = next(iter(found.values()))
+        usual = usual_feeds(graph, first, shapes) if shapes else first
+        if any(usual[name].shape != x.shape for name, x in first.items()):
+            found["usual shapes"] = usual
+        return {name: proof.in_dtype(feeds, self.recipe.dtype) for name, feeds in found.items()}
+
+    def _prove(
+        self,
+        graph: Graph,
+        reference: Graph,
+        outcomes: Sequence[Outcome],
+        engine: Engine | None,
+        folder: Path,
+        evaluation: Evaluation | None,
+        dense: Score | None,
+        compressed: Score | None,
+    ) -> _Proof:
+        opened = finish.open_artifact(self.backend, folder, engine)
+        artifact = proof.cast(opened.run, self.recipe.dtype) if opened.run else None
+        score = self._score("score the artifact", evaluation, artifact) if artifact else None
+        scores = self._scores(evaluation, dense, compressed, score)
+        rows = (row for one in outcomes for row in one.rows)
+        with self._stage("check the artifact"):
+            sites = proof.site_records(graph, rows, self.backend.stored(folder))
+            parity = proof.prove_parity(self.source, reference.run, artifact, self.recipe.dtype) if artifact else None
+        promises = proof.promises(sites, scores, parity, self.recipe.allow_partial)
+        if isinstance(self.backend, EngineBackend) and engine is not None:
+            sites = finish.with_verdicts(sites, self.backend.check(folder / MODEL_FILE), engine)
+            promises += finish.engine_promises(sites, engine)
+        unscored = "" if scores else _unscored(evaluation, opened)
+        return _Proof(sites, parity, scores, promises, unscored, opened.by)
+
+    def _scores(
+        self, evaluation: Evaluation | None, dense: Score | None, compressed: Score | None, artifact: Score | None
+    ) -> Scores | None:
+        if evaluation is None or dense is None or compressed is None or artifact is None:
+            return None
+        drop, stderr = score_drop(dense, artifact)
+        return Scores(evaluation.description, dense, compressed, artifact, drop, stderr, self.recipe.max_drop)
+
+    def _time(self, folder: Path, twin: Path | None, engine: Engine | None) -> tuple[Comparison, ...]:
+        with self._stage("time the artifact"):
+            if twin is None or (engine and not engine.runs_here):
+                return ()
+            if engine and isinstance(self.backend, EngineBackend):
+                inputs = {name: feeds for name, (feeds, _) in finish.read_reference(folder).items()}
+                return finish.time_engines(self.backend, folder, inputs, finish.stand_in(folder, threads=1)[0])
+            dense, artifact = self.backend.open(twin, threads=1), self.backend.open(folder, threads=1)
+            return proof.time_beside_dense(self.source, dense, artifact, self.recipe.dtype, self.progress)
+
+    def _report(
+        self,
+        outcomes: Sequence[Outcome],
+        proven: _Proof,
+        engine: Engine | None,
+        latency: tuple[Comparison, ...],
+        sizes: Sizes,
+    ) -> Report:
+        recipe = self.recipe
+        return Report(
+            model=recipe.model or self.source.name,
+            task=self.source.task,
+            origin=self.source.origin,
+            recipe=str(recipe),
+            pipeline=" | ".join(map(format_pass, recipe.passes)),
+            backend=f"{recipe.backend} {self.backend.probe().version}".strip(),
+            dtype=recipe.dtype,
+            gain=self._gain(outcomes),
+            calibration=self.calibration,
+            promises=proven.promises,
+            sites=proven.sites,
+            scores=proven.scores,
+            unscored=proven.unscored,
+            parity=proven.parity,
+            latency=latency,
+            sizes=sizes,
+            seconds={name: round(spent, 3) for name, spent in self.seconds.items()},
+            environment=environment(),
+            engine=engine,
+            ran_in=proven.runs_in,
+            timed_on=f"{engine.runtime}, GPU" if engine else "1 thread",
+        )
+
+    def _gain(self, outcomes: Sequence[Outcome]) -> str:
+        patterns = [row.asked for outcome in outcomes for row in outcome.of("changed") if row.asked]
+        return self.backend.gain(patterns[-1]) if patterns else ""
+
+    # *** time ***
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self.progress.say(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+def engine_shapes(backend: Backend, source: Source, recipe: Recipe, graph: Graph) -> dict[str, Range]:
+    """The lengths that an engine is built for; none where there is no engine. Raises RecipeError."""
+    if not isinstance(backend, EngineBackend):
+        return {}
+    return choose_shapes(graph, source.workloads(), recipe.window, parse_shapes(recipe.shapes))
+
+
+def _unscored(evaluation: Evaluation | None, opened: finish.Opened) -> str:
+    return f"nothing here runs the artifact: {opened.why}" if evaluation else NO_LABELS
+
+
+def _count_nonzero(graph: Graph) -> int:
+    return sum(int(x.count_nonzero()) for x in graph.module.parameters())
+
+
+def _check_range(graph: Graph, dtype: str) -> None:
+    """Raise BackendError when a weight overflows in the dtype."""
+    largest = torch.finfo(getattr(torch, dtype)).max
+    for name, weight in graph.module.named_parameters():
+        if weight.numel() and weight.detach().abs().max() > largest:
+            raise BackendError(
+                f"{name} does not fit in {dtype}", found=f"a weight beyond {largest:g}", hint="--dtype float32"
+            )
+
+
+def environment() -> dict[str, str]:
+    """Versions of what took part, and the kind of processor."""
+    found = {"compressor": _version("compressor"), "python": python_version(), "machine": machine()}
+    return found | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
