@@ -93,7 +93,10 @@ def load(package: str) -> Any:
 
 
 def make_log(trt: Any) -> Any:
-    """A logger that keeps every line; it must outlive all that it is given to."""
+    """A logger that keeps what matters; it must outlive all that it is given to.
+
+    Verbose lines are hundreds of megabytes for a large model; those on sparsity alone are kept.
+    """
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -101,13 +104,16 @@ def make_log(trt: Any) -> Any:
             self.lines: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            self.lines.append(f"[{severity.name}] {message}")
+            if severity.name != "VERBOSE" or "(Sparsity)" in message:
+                self.lines.append(f"[{severity.name}] {message}")
 
         def worst(self) -> list[str]:
             told = [line for line in self.lines if line.startswith(("[ERROR]", "[INTERNAL_ERROR]", "[WARNING]"))]
             return told[-TAIL:]
 
-    return Log()
+    log = Log()
+    trt.init_libnvinfer_plugins(log, "")  # the parser turns some operators into plugins
+    return log
 
 
 def make_monitor(trt: Any, pipe: Pipe) -> Any:
@@ -191,13 +197,14 @@ def _build(trt: Any, log: Any, request: Request, pipe: Pipe) -> dict[str, Any]:
     return {"seconds": seconds, "bytes": plan.nbytes, "n_layers": network.num_layers}
 
 
+def network_flags(trt: Any) -> int:
+    """A network whose types are the file's own, in every version: the bits moved between 10 and 11."""
+    members = trt.NetworkDefinitionCreationFlag.__members__
+    return sum(1 << int(members[name]) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if name in members)
+
+
 def parse(trt: Any, log: Any, builder: Any, path: str) -> Any:
-    """A network whose types are the file's own, in every version."""
-    flags = 0
-    for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED"):
-        member = trt.NetworkDefinitionCreationFlag.__members__.get(name)  # the bit moved between 10 and 11
-        flags |= 1 << int(member) if member is not None else 0
-    network = builder.create_network(flags)
+    network = builder.create_network(network_flags(trt))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(path):  # by its path, so that the data file beside it is found
         errors = [parser.get_error(i) for i in range(parser.num_errors)]

@@ -136,6 +136,15 @@ def test_a_flag_that_eleven_dropped_is_missed_there_and_found_in_ten(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("version", "flags"), [("11", 0b01), ("10", 0b11), ("10.0", 0b11)])
+def test_a_network_is_strongly_typed_in_every_version(version, flags, tmp_path):
+    code = f"import runpy, tensorrt; print(runpy.run_path({str(WORKER)!r})['network_flags'](tensorrt))"
+    environment = os.environ | bindings(BINDINGS[version], tmp_path)
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
+    assert int(done.stdout) == flags, done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("version", BINDINGS)
 def test_the_worker_runs_on_the_bindings_and_tells_that_there_is_no_builder(version, tmp_path):
     environment = bindings(BINDINGS[version], tmp_path)

@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import building, checking, cli, registry
+from compressor import building, checking, cli, finish, registry
 from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.backends.tensorrt import TensorRT, TensorRTRTX
 from compressor.driver import export
 from compressor.engine import Engine, Layer, Verdict
 from compressor.errors import BackendError, BuildError, NoDeviceError, RecipeError, SourceError
 from compressor.finish import engine_promises, read_reference
+from compressor.latency import compare
 from compressor.planning import plan
 from compressor.recipe import Recipe
 from compressor.report import Promise, Report, SiteRecord
@@ -32,6 +33,13 @@ PARITY = "the artifact computes what torch computes"
 pytestmark = pytest.mark.usefixtures("quick")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 rtx = pytest.mark.skipif(not TensorRTRTX().probe().version, reason="not installed: pip install -e '.[dev]'")
+
+
+@pytest.fixture(autouse=True)
+def quick_beside(monkeypatch):
+    """Timing in ONNX Runtime that takes no time."""
+    for module in (building, finish):
+        monkeypatch.setattr(module, "compare", lambda runs, name, feeds, **_: compare(runs, name, feeds, rounds=(4, 4)))
 
 
 def mlp() -> tuple[nn.Module, torch.Tensor]:
