@@ -94,7 +94,7 @@ def show_built(built: Built, console: Console) -> None:
 def show_bench(found: Bench, console: Console) -> None:
     console.print(Text(f"{found.name} for {found.runtime}", style="bold"))
     names = list(dict.fromkeys(name for row in found.latency for name in row.latency))
-    table = _table("p50 (p90)", *names, "n")
+    table = _table("ms, p50 (p90)", *names, "n")
     for row in found.latency:
         cells = [_milliseconds(row.latency[name]) if name in row.latency else "" for name in names]
         table.add_row(row.workload, *cells, "/".join(str(row.latency[name].n) for name in row.latency))
@@ -150,7 +150,7 @@ def _latency_table(report: Report) -> RenderableType | None:
 
 def _latencies(rows: Sequence[Comparison], timed_on: str) -> Table:
     """Dense beside the artifact; ONNX Runtime beside both where an engine was timed."""
-    table = _table(f"latency, {timed_on}", "dense p50 (p90)", "artifact p50 (p90)", "ratio (quartiles)", "n")
+    table = _table(f"ms, {timed_on}", "dense p50 (p90)", "artifact p50 (p90)", "ratio (quartiles)", "n")
     beside = [row.latency["onnxruntime"] for row in rows if "onnxruntime" in row.latency]
     if beside:
         table.add_column("onnxruntime, CPU", justify="right")
@@ -169,7 +169,7 @@ def _latencies(rows: Sequence[Comparison], timed_on: str) -> Table:
 
 
 def _milliseconds(latency: Latency) -> str:
-    return f"{latency.p50:.2f} ({latency.p90:.2f}) ms"
+    return f"{latency.p50:.2f} ({latency.p90:.2f})"
 
 
 def _size_line(report: Report) -> Text:
