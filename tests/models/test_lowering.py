@@ -14,7 +14,7 @@ from compressor.models.sequence_classification import SequenceClassification
 from compressor.source import Options, Source
 from tests.models.architectures import CAUSAL, IMAGE, MASKED, SEQUENCE, VOCABULARY, Spec, build, image_processor
 
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def quick(table: dict[str, Spec], *names: str) -> list[Any]:

@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from compressor.models.hub import HubSource
-from compressor.models.python import Model, PythonSource
+from compressor.models.python import PythonSource
 from compressor.source import Options
 
-SHARED = Path(__file__).resolve().parents[3] / "shared"
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
 GPT2, WIKITEXT, DATA = SHARED / "models" / "gpt2-mini", SHARED / "data" / "wikitext-2", SHARED / "data"
 
 pytestmark = pytest.mark.skipif(not GPT2.is_dir() or not DATA.is_dir(), reason="../shared is not beside the repository")
@@ -65,61 +64,12 @@ def test_the_perplexity_of_the_first_150_windows_of_wikitext_is_the_known_one(tm
 # *** resnets on CIFAR-10 ***
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions, and a shortcut without weights: every other pixel, new channels zero."""
-
-    def __init__(self, inner: int, outer: int):
-        super().__init__()
-        self.stride = 1 if inner == outer else 2
-        self.conv1 = nn.Conv2d(inner, outer, 3, self.stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outer)
-        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        added = y.shape[1] - x.shape[1]
-        short = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, added // 2, added // 2))
-        return F.relu(y + short)
-
-
-class ResNet(nn.Module):
-    """ResNet of 6n + 2 layers for 32 x 32 images."""
-
-    def __init__(self, depth: int):
-        super().__init__()
-        widths, n = (16, 32, 64), (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        inner = 16
-        for i, outer in enumerate(widths, 1):
-            blocks = [Block(inner if j == 0 else outer, outer) for j in range(n)]
-            setattr(self, f"layer{i}", nn.Sequential(*blocks))
-            inner = outer
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
-
-
-def prepare(image: Any) -> Tensor:
-    import numpy as np
-
-    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1)  # (3, 32, 32)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    return (pixels - mean[:, None, None]) / std[:, None, None]
-
-
 @pytest.mark.parametrize(
     ("depth", "known"),
     [(20, 81.0), pytest.param(32, 82.6, marks=pytest.mark.slow), pytest.param(56, 83.2, marks=pytest.mark.slow)],
 )
 def test_a_resnet_of_ones_own_reads_cifar_as_well_as_it_is_known_to(depth, known):
-    module = ResNet(depth)
-    module.load_state_dict(load_file(DATA / f"resnet{depth}-cifar10.safetensors"))
-    source = PythonSource.open(Model(module, torch.zeros(1, 3, 32, 32), prepare=prepare), Options(str(DATA)))
+    source = PythonSource.open(f"{ROOT}/benchmarks/cifar_resnet.py:resnet{depth}", Options(str(DATA)))
     assert source.calibration_description == "data/cifar10-train.parquet (50,000 images)"
     assert sum(len(batch["x"]) for batch in source.calibration(64)) == 64
     evaluation = source.evaluation(400)
