@@ -72,6 +72,9 @@ def _check_folder(folder: Path) -> None:
         hint = "a folder in the Hugging Face layout, or FILE.py:FUNCTION that returns a module"
         raise SourceError(f"{folder} is not a folder", found="a file", hint=hint)
     names = sorted(path.name for path in folder.iterdir())
+    if {"model.onnx", "report.json"} <= set(names):
+        hint = f"compress inspect {folder}; compress export takes the model it was made of, and --recipe {folder}"
+        raise SourceError(f"{folder} is an artifact already", found="model.onnx and report.json", hint=hint)
     if "config.json" not in names:
         found = ", ".join(names[:8]) or "an empty folder"
         raise SourceError(f"{folder} has no config.json", found=found, hint="a folder written by save_pretrained")
@@ -149,9 +152,12 @@ def _served(config: Any, name: str, options: Options) -> tuple[str, str]:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Its warnings and progress bars; what matters of them is an error of ours."""
+    """Its warnings, the hub's retries, and progress bars; what matters of them is an error of ours."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -159,6 +165,7 @@ def _quiet_transformers() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()
 

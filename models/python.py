@@ -80,6 +80,7 @@ class ModuleSource:
         self.name, self.model, self.options = name, model, options
         self.origin = f"{type(model.module).__name__} from {name}"
         check_finite(name, model.module.eval())
+        _check_float32(name, model.module)
         self._example = self._named(model.example)
         with _users_code(f"the forward of {name} fails on its example"), torch.no_grad():
             result = self._forward(model.module, *self._example.values())
@@ -128,7 +129,7 @@ class ModuleSource:
             raise DataError(
                 f"{self.name} brings no calibration data",
                 found="no --data",
-                hint="--data FOLDER with images, Model(..., calibration=[...]), or --method magnitude with refit=0",
+                hint="--data FOLDER with images, Model(..., calibration=[...]), or --method magnitude --refit 0",
             )
         if self.model.prepare is None:
             raise DataError(
@@ -259,3 +260,14 @@ def _as_model(name: str, made: Any) -> Model:
         return model
     found = "a module without example inputs" if isinstance(made, nn.Module) else f"a {type(made).__name__}"
     raise SourceError(f"{name} does not return a module and example inputs", found=found, hint=RETURNS)
+
+
+def _check_float32(name: str, module: nn.Module) -> None:
+    """Weights are solved in float32; `--dtype` says in which type they are written."""
+    for key, x in module.named_parameters():
+        if x.is_floating_point() and x.dtype != torch.float32:
+            raise SourceError(
+                f"{name} is not in float32",
+                found=f"{key} is {str(x.dtype).removeprefix('torch.')}",
+                hint="module.float(); --dtype float16 writes the artifact in half precision",
+            )

@@ -128,6 +128,15 @@ def test_a_file_is_refused_for_a_folder(copy):
     assert "is not a folder" in refusal(copy("causal") / WEIGHTS).what
 
 
+def test_an_artifact_is_refused_for_a_checkpoint(copy):
+    folder = copy("causal")
+    for name in ("model.onnx", "report.json"):
+        (folder / name).touch()
+    error = refusal(folder)
+    assert "is an artifact already" in error.what
+    assert f"compress inspect {folder}" in error.hint
+
+
 @pytest.mark.parametrize("others", [[], ["weights.txt"]])
 def test_a_folder_without_configuration_is_refused_with_what_it_holds(tmp_path, others):
     for name in others:

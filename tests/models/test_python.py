@@ -327,3 +327,12 @@ def test_a_mask_of_minus_infinity_is_no_broken_weight():
     opened((module, example))
     module.mask[0, 0] = float("nan")
     assert "mask" in refusal((module, example)).found
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_module_in_another_precision_is_told_what_to_type(kind):
+    model = nn.Linear(4, 2).to(kind), torch.zeros(1, 4, dtype=kind)
+    with pytest.raises(SourceError, match="not in float32") as caught:
+        PythonSource.open(model, Options())
+    assert caught.value.found == f"weight is {str(kind).removeprefix('torch.')}"
+    assert "module.float()" in caught.value.hint
