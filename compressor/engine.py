@@ -36,6 +36,11 @@ class Verdict:
     rule: str = ""
     detail: str = ""
 
+    @property
+    def word(self) -> str:
+        """`eligible`, or the rule it breaks."""
+        return "eligible" if self.is_eligible else self.rule
+
     def __str__(self) -> str:
         if not self.is_eligible:
             return f"{self.rule}: {self.detail}"

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from compressor.building import Bench, Built
 from compressor.checking import Check
+from compressor.engine import Verdict
 from compressor.inspection import Inspection
 from compressor.latency import Comparison, Latency
 from compressor.planning import Plan
@@ -68,16 +69,22 @@ def show_check(found: Check, console: Console, verbose: bool = False) -> None:
     """The verdict, then one row per weight, or per kind of weight."""
     mark, color = MARK[bool(found)]
     console.print(Text.assemble((f"{mark} ", color), (f"{found.name} for {found.backend}: {found.summary()}", "bold")))
-    groups: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[str, ...], list[Verdict]] = {}
     for one in found.verdicts:
         name = one.site if verbose else _kind(one.site)
         shape = "x".join(map(str, one.shape))
-        row = (name, shape, one.op, str(one.axis), one.dtype, f"{one.zeros:.0%}", str(one))
-        groups.setdefault(row, []).append(one.site)
-    table = _table("weight", "shape", "op", "axis", "dtype", "zeros", "sparse kernels")
+        row = (name, shape, one.op, str(one.axis), one.dtype, f"{one.zeros:.0%}", one.word)
+        groups.setdefault(row, []).append(one)
+    table = _table("weight", "shape", "op", "axis", "dtype", "zeros", "kernels")
+    notes: dict[str, list[str]] = {}
     for (name, *cells), members in groups.items():
-        table.add_row(f"{name} ({len(members)})" if len(members) > 1 else members[0], *cells)
+        label = f"{name} ({len(members)})" if len(members) > 1 else members[0].site
+        table.add_row(label, *cells)
+        for detail in dict.fromkeys(one.detail for one in members if one.detail):
+            notes.setdefault(detail, []).append(label)
     console.print(table)
+    for detail, labels in notes.items():
+        console.print(f"{', '.join(labels)}: {detail}")
 
 
 def show_built(built: Built, console: Console) -> None:
