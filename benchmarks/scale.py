@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import torch
 
-from compressor.calibrate import Statistics, calibrate
+from compressor.calibrate import calibrate
 from compressor.graph import Feeds, Graph
 from compressor.models.causal_lm import CausalLM
 from compressor.passes.sparsify import Sparsify
@@ -22,6 +22,7 @@ from compressor.pipeline import Context, choose
 from compressor.progress import QUIET
 from compressor.run import environment
 from compressor.source import Options
+from compressor.statistics import Statistics
 
 
 def make() -> CausalLM:

@@ -18,36 +18,13 @@ from torch import Tensor, fx
 from compressor.graph import Feeds, Graph
 from compressor.progress import Progress
 from compressor.sites import WeightSite
+from compressor.statistics import Statistics
 
 ROWS_PER_COLUMN = 64
 """Rows sampled per column of a convolution. Neighbouring positions of an image repeat each other; past 64 rows a
 column the solution no longer changes, and gathering every position would be most of the run time."""
 
-GRAM_BLOCK = 256
-"""Rows of a Gram matrix computed at a time, each from its diagonal on: half the work of the whole square."""
-
 Values = dict[fx.Node, Any]
-
-
-@dataclass
-class Statistics:
-    """The Gram matrices of one site's inputs: the upper triangle of H (groups, d, d) float32, summed over n rows."""
-
-    H: Tensor
-    n: int = 0
-
-    def add(self, X: Tensor) -> None:
-        """Add rows X (groups, n, d)."""
-        for H, X_group in zip(self.H, X.float(), strict=True):
-            for i in range(0, len(H), GRAM_BLOCK):
-                j = i + GRAM_BLOCK
-                H[i:j, i:].addmm_(X_group[:, i:j].T, X_group[:, i:])  # (block, d - i)
-        self.n += X.shape[1]
-
-    def mean(self) -> Tensor:
-        """X^T X / n as (groups, d, d)."""
-        upper = self.H.triu()
-        return (upper + upper.triu(1).mT).div_(max(self.n, 1))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ Layout = Literal["rows", "columns", "kernel"]
 Role = Literal["", "stem", "head", "tied"]
 
 _CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv1d.padding: 1, aten.conv2d.padding: 2}
+_BIASES = {aten.linear.default: 2, aten.addmm.default: 0, **dict.fromkeys(_CONVS, 2)}
+BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 _MATMULS = (aten.mm.default, aten.matmul.default)
 _TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default, aten.mT.default)
 _MOVEMENTS = (
@@ -46,6 +48,22 @@ class Use:
 
 
 @dataclass(frozen=True, eq=False)
+class Offset:
+    """What is added to every output of a site: sign * tensor (m,).
+
+    A bias; or, where a batch normalization alone reads the outputs, less the running mean that it subtracts.
+    """
+
+    tensor: Tensor
+    sign: int
+
+    def add(self, delta: Tensor) -> None:
+        """Move the outputs by delta (m,), in place."""
+        with torch.no_grad():
+            self.tensor.add_(self.sign * delta)
+
+
+@dataclass(frozen=True, eq=False)
 class WeightSite:
     """One weight as its consumers contract it.
 
@@ -54,6 +72,7 @@ class WeightSite:
     role: why it is left dense unless named ("stem", "head", "tied"), or "".
     other_users: what else reads the same tensor (an embedding lookup), by operator name.
     conflict: why no pass may write it, or "".
+    offset: what is added to its outputs and to no others, or None.
     """
 
     name: str
@@ -65,6 +84,7 @@ class WeightSite:
     role: Role = ""
     other_users: tuple[str, ...] = ()
     conflict: str = ""
+    offset: Offset | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -187,8 +207,9 @@ def _site(module: fx.GraphModule, key: int, found: _Found, roles: dict[int, Role
     if len(found.layouts) > 1:
         conflict = "shared by consumers that contract it along different axes"
     role: Role = "tied" if others else roles.get(key, "")
+    offset = _offset(module, [use.node for use in found.uses])
     return WeightSite(
-        found.name, found.op, weight, found.layout, tuple(found.uses), found.groups, role, others, conflict
+        found.name, found.op, weight, found.layout, tuple(found.uses), found.groups, role, others, conflict, offset
     )
 
 
@@ -251,6 +272,38 @@ def _fetch(module: fx.GraphModule, name: str) -> Tensor:
         value = getattr(value, part)
     assert isinstance(value, Tensor)
     return value
+
+
+def _offset(module: fx.GraphModule, consumers: list[fx.Node]) -> Offset | None:
+    """The bias, or the running mean, that is read by these consumers of one weight and by nothing else."""
+    found = [_bias_of(node) or _mean_of(node) for node in consumers]
+    values = [_tensor(module, one[0]) for one in found if one]
+    if len(values) < len(consumers) or any(value is not values[0] for value in values) or values[0].ndim != 1:
+        return None
+    readers = [one[1] for one in found if one]
+    if _other_users(module, id(values[0]), set(readers)):
+        return None
+    return Offset(values[0], 1 if readers == consumers else -1)
+
+
+def _bias_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """(bias, node) where the node adds a stored bias as it is."""
+    at = _BIASES.get(node.target)  # type: ignore[call-overload]
+    bias = node.args[at] if at is not None and len(node.args) > at else None
+    return (bias, node) if _is_stored(bias) and not node.kwargs else None  # type: ignore[return-value]
+
+
+def _mean_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """(running mean, normalization) where a batch normalization alone reads what the node computes."""
+    readers = list(node.users)
+    if len(readers) != 1 or readers[0].target not in BATCH_NORMS:
+        return None
+    mean = readers[0].args[3]
+    return (mean, readers[0]) if _is_stored(mean) else None  # type: ignore[return-value]
+
+
+def _is_stored(value: object) -> bool:
+    return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
 def _other_users(module: fx.GraphModule, key: int, consumers: set[fx.Node]) -> set[str]:

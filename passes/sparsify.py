@@ -8,17 +8,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compressor.calibrate import Statistics, calibrate
+from compressor.calibrate import calibrate
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
 from compressor.passes.damping import choose_lambda, dampen
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
+from compressor.passes.offset import centre, mean_change
 from compressor.passes.refit import conjugate_gradients, squared_error
 from compressor.pattern import NM, Pattern, Ratio, parse_pattern
 from compressor.pipeline import Context, Outcome, Row, choose
 from compressor.registry import unknown
 from compressor.sites import WeightSite
+from compressor.statistics import Statistics
 
 SCOPES = ("site", "global")
 
@@ -34,6 +36,9 @@ class Sparsify:
     scope: for a ratio, whether each site loses that share ("site") or all sites together do ("global",
         which ranks scores across sites and so serves magnitude only).
     refit: conjugate-gradient steps on the kept weights after the mask is chosen (0 switches it off).
+    bias: whether the bias of a site is refitted with its weights, which are then chosen by what their inputs vary and
+        not by their means. Where a batch normalization reads the site, its running mean stands for the bias; a site
+        that has neither keeps its means.
     damping: share of each channel's energy added to the Gram matrix; 0 chooses clamp(d / rows, 0.01, 1).
     samples: how many calibration samples are used.
     targets, ignore: globs over site names.
@@ -45,6 +50,7 @@ class Sparsify:
     method: str = "sparsegpt"
     scope: str = "site"
     refit: int = 10
+    bias: bool = False
     damping: float = 0.0
     samples: int = 128
     targets: tuple[str, ...] = ("*",)
@@ -77,8 +83,8 @@ class Sparsify:
 
     @property
     def needs_data(self) -> bool:
-        """Magnitude without refit reads the weights alone."""
-        return self.method != "magnitude" or self.refit > 0
+        """Magnitude without refit or bias reads the weights alone."""
+        return self.method != "magnitude" or self.refit > 0 or self.bias
 
     def plan(self, graph: Graph) -> list[Row]:
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)
@@ -135,10 +141,14 @@ class Sparsify:
             keep = torch.stack([by_magnitude(W_g, None, self._pattern)[1] for W_g in W]) if keep is None else keep
             site.write(W * keep)
             return {"sparsity": 1 - keep.float().mean().item()}
-        H = statistics.mean()  # (groups, d, d)
+        H, x = statistics.gram(), statistics.mean()  # (groups, d, d), (groups, d)
+        if self.bias and site.offset:
+            H = centre(H, x)
         keeps = [None] * len(W) if keep is None else keep
         V = torch.stack([self._solve_group(*one, statistics.n) for one in zip(W, H, keeps, strict=True)])
         site.write(V)
+        if self.bias and site.offset:
+            site.offset.add(mean_change(W, V, x).flatten())
         lost = sum(squared_error(V_g, W_g, H_g) for V_g, W_g, H_g in zip(V, W, H, strict=True))
         energy = sum(squared_error(torch.zeros_like(W_g), W_g, H_g) for W_g, H_g in zip(W, H, strict=True))
         return {

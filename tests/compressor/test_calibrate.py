@@ -8,9 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from compressor.calibrate import (
-    GRAM_BLOCK,
     ROWS_PER_COLUMN,
-    Statistics,
     _Machine,
     block_of,
     calibrate,
@@ -20,6 +18,7 @@ from compressor.calibrate import (
 from compressor.graph import Feeds, Graph
 from compressor.progress import Quiet
 from compressor.sites import WeightSite
+from compressor.statistics import GRAM_BLOCK, Statistics
 from tests.compressor.tiny import Compute, graph_of, normal
 
 
@@ -104,14 +103,15 @@ def test_rows_add_up():
     statistics.add(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]))
     assert statistics.n == 2
     assert statistics.H.tolist() == [[[2, 2], [2, 4]], [[1, 1], [1, 10]]]
-    assert statistics.mean().tolist() == [[[1, 1], [1, 2]], [[0.5, 0.5], [0.5, 5]]]
+    assert statistics.gram().tolist() == [[[1, 1], [1, 2]], [[0.5, 0.5], [0.5, 5]]]
+    assert statistics.mean().tolist() == [[1, 1], [0.5, 2]]
 
 
 def test_many_columns_add_up_block_by_block():
     X = normal(1, 7, 2 * GRAM_BLOCK + 5)
     statistics = Statistics(torch.zeros(1, X.shape[2], X.shape[2]))
     statistics.add(X)
-    torch.testing.assert_close(statistics.mean(), X.mT @ X / 7)
+    torch.testing.assert_close(statistics.gram(), X.mT @ X / 7)
 
 
 def test_half_precision_adds_up_in_single():
@@ -122,7 +122,7 @@ def test_half_precision_adds_up_in_single():
 
 
 def test_no_rows_mean_nothing():
-    assert Statistics(torch.zeros(1, 2, 2)).mean().count_nonzero() == 0
+    assert Statistics(torch.zeros(1, 2, 2)).gram().count_nonzero() == 0
 
 
 def test_statistics_are_those_of_module_hooks(tower):

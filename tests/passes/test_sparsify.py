@@ -171,6 +171,61 @@ def test_options_that_make_no_sense_are_refused(text, what):
         parse_pass(text)
 
 
+# *** the bias ***
+
+
+class Normalised(nn.Module):
+    """A convolution whose outputs are normalised."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.norm.running_mean += normal(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+def mean_output(graph: Graph, batches: list[dict[str, Tensor]]) -> Tensor:
+    """By output channel, which is the axis of length 4."""
+    Y = torch.cat([graph.run(batch)["y"] for batch in batches])
+    return Y.movedim(Y.shape.index(4), 0).reshape(4, -1).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Linear(8, 4), (50, 8)),
+        (lambda: gpt2_conv1d(8, 4), (5, 10, 8)),
+        (lambda: nn.Conv2d(8, 4, 3, padding=1, groups=2), (3, 8, 5, 5)),
+        (Normalised, (3, 8, 5, 5)),
+    ],
+    ids=["linear", "GPT-2's Conv1D", "conv", "conv and batch norm"],
+)
+def test_with_its_bias_a_site_keeps_the_mean_of_its_outputs(make, shape):
+    means = {}
+    for bias in ("false", "true"):
+        torch.manual_seed(0)
+        model = make()
+        graph = graph_of(model, normal(*shape))
+        batches = [{"x0": x["x0"] + 1} for x in context(graph).calibration(4)]
+        before = mean_output(graph, batches)
+        one = parse_pass(f'sparsify{{pattern=2:4,bias={bias},targets=["*weight"]}}')
+        run_pipeline(graph, [one], Context(lambda n: batches))  # noqa: B023
+        means[bias] = (mean_output(graph, batches) - before).abs().max().item()
+    assert means["true"] < 1e-5
+    assert means["false"] > 1e-2
+
+
+def test_a_bias_that_something_else_reads_too_stays_as_it_is():
+    model = Compute(lambda self, x: F.linear(x, self.w, self.b) + self.b, w=normal(4, 8), b=normal(4))
+    before = model.b.detach().clone()
+    graph = graph_of(model, normal(6, 8))
+    prune(graph, "sparsify{pattern=2:4,bias=true,targets=[w]}")
+    assert graph.sites[0].offset is None
+    assert torch.equal(model.b, before)
+
+
 # *** which sites ***
 
 
