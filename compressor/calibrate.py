@@ -4,6 +4,9 @@ A segment is the run of nodes that ends after the last site of a block (`transfo
 run through a segment once to gather statistics; the caller then rewrites the segment's weights; every batch is run
 through it once more, with the new weights, to make the next segment's inputs. At any time the statistics of one
 segment and the live values at one cut are held, whatever the model's depth.
+
+Asked to, the dense model is run beside on the same batches, one segment ahead of the pruned one: what its sites see and
+what its segments make is there to be matched. Live values are then held twice.
 """
 
 import time
@@ -29,11 +32,74 @@ Values = dict[fx.Node, Any]
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of nodes, the sites to rewrite once it has been seen, and the values that later segments read."""
+    """A run of nodes, the sites to rewrite once it has been seen, and the values that later segments read.
+
+    outputs: those of them that it computes in floating point; or, where none lives on, what its sites compute.
+    rest: its nodes and all that follow.
+    """
 
     nodes: tuple[fx.Node, ...]
     sites: tuple[WeightSite, ...]
     live: frozenset[fx.Node]
+    outputs: frozenset[fx.Node]
+    rest: tuple[fx.Node, ...]
+
+
+@dataclass
+class Block:
+    """A segment that has been seen: its sites' statistics, and what the dense model has in its place.
+
+    inputs: what the segment reads, batch by batch, made by the pruned segments before it.
+    pruned: what its outputs are on these inputs while its weights are dense; dense: what they are in the dense model.
+    final: the scored output of the dense model for each batch that is held out of the statistics.
+    All but the statistics are empty unless the dense model is run beside.
+    """
+
+    segment: Segment
+    statistics: dict[WeightSite, Statistics]
+    machine: "_Machine"
+    inputs: list[Values]
+    pruned: list[Values]
+    dense: list[Values]
+    final: dict[int, Values]
+
+    def loss(self, batch: int, wanted: Values, weights: Values) -> Tensor:
+        """Squared error of the outputs of one batch, as a share of the energy of the wanted ones.
+
+        weights: values that take the place of the graph's own, by node; the loss has gradients for them.
+        """
+        given = self.inputs[batch] | weights
+        return _share(self.machine.run_nodes(self.segment.nodes, given, self.segment.outputs, gradients=True), wanted)
+
+    def parameters(self) -> Iterator[tuple[Tensor, tuple[fx.Node, ...]]]:
+        """Every parameter that only this segment reads, with the nodes that fetch it."""
+        inside = set(self.segment.nodes)
+        fetching: dict[int, list[fx.Node]] = {}
+        for node, x in self.machine.weights.items():
+            fetching.setdefault(id(x), []).append(node)
+        for nodes in fetching.values():
+            x = self.machine.weights[nodes[0]]
+            users = {user for node in nodes for user in node.users}
+            if isinstance(x, torch.nn.Parameter) and users and users <= inside:
+                yield x, tuple(nodes)
+
+    def held_out_error(self) -> float:
+        """Squared error of the scored output on the batches held out, with the weights as they stand, as such a share.
+
+        The blocks to come are dense. How near a block itself comes to the dense one would say less: what is left of its
+        error can be small, and lie where the blocks to come are sensitive.
+        """
+        errors = [
+            _share(self.machine.run_nodes(self.segment.rest, self.inputs[batch], wanted), wanted)
+            for batch, wanted in self.final.items()
+        ]
+        return float(torch.stack(errors).mean())
+
+
+def _share(made: Values, wanted: Values) -> Tensor:
+    error = torch.stack([(made[node] - y).square().sum() for node, y in wanted.items()]).sum()
+    energy = torch.stack([y.square().sum() for y in wanted.values()]).sum()
+    return error / energy.clamp_min(torch.finfo(energy.dtype).tiny)
 
 
 def block_of(name: str) -> str:
@@ -46,25 +112,36 @@ def block_of(name: str) -> str:
     return ".".join(parts[: first + 1])
 
 
-def segments(graph: Graph, sites: Sequence[WeightSite]) -> list[Segment]:
+def segments(graph: Graph, sites: Sequence[WeightSite], *, whole: bool = False) -> list[Segment]:
     """The graph cut after each block's last site, where the fewest values live on; what no site depends on is left out.
 
     A weight with several consumers is never cut apart: its statistics are the sum over all of them.
+    whole: the last segment, too, ends at such a cut, before the next site; else it ends with its last activation.
     """
     if not sites:
         return []
     index = {node: position for position, node in enumerate(graph.module.graph.nodes)}
     uses = sorted(((index[use.node], site) for site in sites for use in site.uses), key=lambda use: use[0])
-    last_read = _last_read(sites, index)
-    bounds = [-1, *_cuts(uses, index, last_read), uses[-1][0]]
-    return [
-        Segment(
-            nodes=tuple(node for node in last_read if start < index[node] <= end),
-            sites=tuple(dict.fromkeys(site for at, site in uses if start < at <= end)),
-            live=frozenset(node for node, last in last_read.items() if index[node] <= end < last),
-        )
-        for start, end in pairwise(bounds)
-    ]
+    last_read = _read_to_the_end(sites, index) if whole else _last_read(sites, index)
+    crossing = _crossing(index, last_read)
+    end = min(_to_next_site(graph, uses[-1][0], index), key=crossing.__getitem__) if whole else uses[-1][0]
+    return [_segment(start, end, uses, index, last_read) for start, end in pairwise([-1, *_cuts(uses, crossing), end])]
+
+
+def _segment(
+    start: int, end: int, uses: list[tuple[int, WeightSite]], index: dict[fx.Node, int], last_read: dict[fx.Node, int]
+) -> Segment:
+    nodes = tuple(node for node in last_read if start < index[node] <= end)
+    sites = tuple(dict.fromkeys(site for at, site in uses if start < at <= end))
+    live = frozenset(node for node, last in last_read.items() if index[node] <= end < last)
+    outputs = frozenset(filter(_is_floating, live.intersection(nodes)))
+    rest = tuple(node for node in last_read if start < index[node])
+    return Segment(nodes, sites, live, outputs or frozenset(use.node for site in sites for use in site.uses), rest)
+
+
+def _is_floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _last_read(sites: Sequence[WeightSite], index: dict[fx.Node, int]) -> dict[fx.Node, int]:
@@ -78,16 +155,42 @@ def _last_read(sites: Sequence[WeightSite], index: dict[fx.Node, int]) -> dict[f
     }
 
 
-def _cuts(uses: list[tuple[int, WeightSite]], index: dict[fx.Node, int], last_read: dict[fx.Node, int]) -> list[int]:
-    """Between the last site of a block and the first of the next, the first position that the fewest values cross."""
-    spans: dict[WeightSite, list[int]] = {}
-    for at, site in uses:
-        spans.setdefault(site, []).append(at)
+def _read_to_the_end(sites: Sequence[WeightSite], index: dict[fx.Node, int]) -> dict[fx.Node, int]:
+    """As `_last_read`, and every value between the sites and the output that is scored, which reads it last."""
+    output = list(index)[-1]
+    needed = _ancestors([_scored(output), *(use.node for site in sites for use in site.uses)])
+    readers = needed | {output}
+    return {
+        node: max((index[user] for user in node.users if user in readers), default=index[output])
+        for node in index
+        if node in needed and node.op != "get_attr"
+    }
+
+
+def _scored(output: fx.Node) -> fx.Node:
+    return output.args[0][0]  # type: ignore[index,return-value]
+
+
+def _to_next_site(graph: Graph, last: int, index: dict[fx.Node, int]) -> range:
+    """The positions from the last use on, to where the graph's next site, or its output, begins."""
+    following = [index[use.node] for site in graph.sites for use in site.uses if index[use.node] > last]
+    return range(last, min(following, default=len(index) - 1))
+
+
+def _crossing(index: dict[fx.Node, int], last_read: dict[fx.Node, int]) -> list[int]:
+    """How many values live on after each position."""
     steps = [0] * len(index)
     for node, last in last_read.items():
         steps[index[node]] += 1
         steps[last] -= 1
-    crossing = list(accumulate(steps))
+    return list(accumulate(steps))
+
+
+def _cuts(uses: list[tuple[int, WeightSite]], crossing: list[int]) -> list[int]:
+    """Between the last site of a block and the first of the next, the first position that the fewest values cross."""
+    spans: dict[WeightSite, list[int]] = {}
+    for at, site in uses:
+        spans.setdefault(site, []).append(at)
     return [
         min(range(here, there), key=crossing.__getitem__)
         for (here, site), (there, following) in pairwise(uses)
@@ -96,46 +199,81 @@ def _cuts(uses: list[tuple[int, WeightSite]], index: dict[fx.Node, int], last_re
 
 
 def calibrate(
-    graph: Graph, sites: Sequence[WeightSite], batches: Sequence[Feeds], *, seed: int, progress: Progress
-) -> Iterator[tuple[Segment, dict[WeightSite, Statistics]]]:
+    graph: Graph,
+    sites: Sequence[WeightSite],
+    batches: Sequence[Feeds],
+    *,
+    seed: int,
+    progress: Progress,
+    beside: bool = False,
+    cross: bool = False,
+    hold_out: bool = False,
+) -> Iterator[Block]:
     """Yield each segment with its sites' statistics; write the sites' weights before asking for the next.
 
     The statistics are emptied when the next segment is asked for, so that those of one are held at a time.
 
     batches: inputs by name. seed: chooses the positions sampled from convolutions' inputs.
+    beside: whether the dense model is run too, so that the outputs of its segments are known; cross: and the statistics
+    relate its inputs to those of the pruned one. hold_out: whether every fifth batch is kept out of the statistics.
     """
-    parts = segments(graph, sites)
+    parts = segments(graph, sites, whole=beside)
     if not parts:
         return
-    machine = _Machine(graph.module)
+    streams = _Streams(graph, batches, beside, cross, held_out(len(batches)) if hold_out else ())
     generator = torch.Generator().manual_seed(seed)
-    values = [_placed(graph, batch) for batch in batches]
     with progress.task("calibrating", total=(2 * len(parts) - 1) * len(batches)) as step:
         for part in parts:
-            statistics = _statistics(machine, part, values, generator, step)
-            yield part, statistics
-            statistics.clear()
+            block = streams.see(part, generator, step)
+            yield block
+            block.statistics.clear()
             if part is not parts[-1]:
-                _advance(machine, part, values, step)
+                streams.advance(part, step)
 
 
-def _statistics(
-    machine: "_Machine", part: Segment, values: list[Values], generator: torch.Generator, step: Callable[[], None]
-) -> dict[WeightSite, Statistics]:
-    statistics = _empty_statistics(part.sites)
-    for batch in values:
-        seen = machine.run_nodes(part, batch, keep=_watched(part))
-        _gather(statistics, batch | seen, len(values), generator)
-        step()
-    return statistics
+def held_out(n_batches: int) -> Sequence[int]:
+    """Every fifth batch; of fewer than five, the last. Batches may be sorted, so it is not the last fifth."""
+    return range(4, n_batches, 5) or [n_batches - 1]
 
 
-def _advance(machine: "_Machine", part: Segment, values: list[Values], step: Callable[[], None]) -> None:
-    """Carry every batch over a segment, as its weights now are."""
-    for position, batch in enumerate(values):
-        seen = machine.run_nodes(part, batch, keep=part.live)
-        values[position] = {node: value for node, value in (batch | seen).items() if node in part.live}
-        step()
+class _Streams:
+    """Every batch as the pruned model has it at the current cut, and, where asked for, as the dense model does."""
+
+    def __init__(self, graph: Graph, batches: Sequence[Feeds], beside: bool, cross: bool, held: Iterable[int]):
+        self.machine = _Machine(graph.module)
+        self.pruned = [_placed(graph, batch) for batch in batches]
+        self.dense = list(self.pruned) if beside else []
+        self.cross = cross
+        scored = _scored(next(iter(reversed(graph.module.graph.nodes))))
+        self.final = {at: {scored: graph.run(batches[at])[graph.outputs[0].name]} for at in held}
+
+    def see(self, part: Segment, generator: torch.Generator, step: Callable[[], None]) -> Block:
+        """Gather the segment's statistics, and carry the dense batches over it while its weights are dense."""
+        statistics = _empty_statistics(part.sites, self.cross)
+        block = Block(part, statistics, self.machine, self.pruned, [], [], self.final)
+        for at, batch in enumerate(self.pruned):
+            seen = batch | self.machine.run_nodes(part.nodes, batch, keep=_watched(part) | part.outputs)
+            dense = self._carry_dense(part, at) if self.dense else seen
+            if self.dense:
+                block.pruned.append({node: seen[node] for node in part.outputs})
+                block.dense.append({node: dense[node] for node in part.outputs})
+            if at not in self.final:
+                _gather(statistics, seen, dense, len(self.pruned) - len(self.final), generator)
+            step()
+        return block
+
+    def _carry_dense(self, part: Segment, at: int) -> Values:
+        before = self.dense[at]
+        seen = before | self.machine.run_nodes(part.nodes, before, keep=part.live | part.outputs | _watched(part))
+        self.dense[at] = {node: value for node, value in seen.items() if node in part.live}
+        return seen
+
+    def advance(self, part: Segment, step: Callable[[], None]) -> None:
+        """Carry every batch over a segment, as its weights now are."""
+        for at, batch in enumerate(self.pruned):
+            seen = batch | self.machine.run_nodes(part.nodes, batch, keep=part.live)
+            self.pruned[at] = {node: value for node, value in seen.items() if node in part.live}
+            step()
 
 
 @dataclass(frozen=True)
@@ -158,7 +296,7 @@ def measure(graph: Graph, sites: Sequence[WeightSite], batch: Feeds) -> Measured
     seconds, live, sizes, rows = 0.0, [0], [], {}
     for part in segments(graph, sites):
         start = time.perf_counter()
-        values |= machine.run_nodes(part, values, keep=part.live | _watched(part))
+        values |= machine.run_nodes(part.nodes, values, keep=part.live | _watched(part))
         seconds += time.perf_counter() - start
         for site in part.sites:
             rows[site] = sum(site.n_positions(use, values[use.activation]) for use in site.uses)
@@ -193,19 +331,21 @@ class _Machine(fx.Interpreter):
         super().__init__(module, garbage_collect_values=False)
         self.weights = {node: self.fetch_attr(str(node.target)) for node in module.graph.nodes if node.op == "get_attr"}
 
-    def run_nodes(self, part: Segment, given: Values, keep: Iterable[fx.Node]) -> Values:
-        """The values of `keep` among the segment's nodes; every other value is freed after its last reader."""
+    def run_nodes(
+        self, nodes: tuple[fx.Node, ...], given: Values, keep: Iterable[fx.Node], *, gradients: bool = False
+    ) -> Values:
+        """The values of `keep` among these nodes; every other value is freed after its last reader."""
         keep = set(keep)
-        frees = _last_readers(part.nodes, keep)
+        frees = _last_readers(nodes, keep)
         self.env = {**self.weights, **given}
-        with torch.no_grad():
-            for node in part.nodes:
+        with torch.set_grad_enabled(gradients):
+            for node in nodes:
                 if node not in self.env:
                     self.env[node] = self.run_node(node)
                 for dead in frees.get(node, ()):
                     del self.env[dead]
         made, self.env = self.env, {}
-        return {node: made[node] for node in part.nodes if node in keep}
+        return {node: made[node] for node in nodes if node in keep}
 
 
 def _last_readers(nodes: tuple[fx.Node, ...], keep: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
@@ -228,20 +368,21 @@ def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _empty_statistics(sites: Iterable[WeightSite]) -> dict[WeightSite, Statistics]:
+def _empty_statistics(sites: Iterable[WeightSite], cross: bool) -> dict[WeightSite, Statistics]:
     """One Statistics per distinct input: q, k and v, which read the same activation, share theirs."""
     shared: dict[Any, Statistics] = {}
     result = {}
     for site in sites:
         key = input_of(site)
         if key not in shared:
-            shared[key] = Statistics(torch.zeros(site.groups, site.d, site.d, device=site.weight.device))
+            H = torch.zeros(site.groups, site.d, site.d, device=site.weight.device)
+            shared[key] = Statistics(H, torch.zeros_like(H) if cross else None)
         result[site] = shared[key]
     return result
 
 
 def _gather(
-    statistics: dict[WeightSite, Statistics], values: Values, n_batches: int, generator: torch.Generator
+    statistics: dict[WeightSite, Statistics], seen: Values, dense: Values, n_batches: int, generator: torch.Generator
 ) -> None:
     done = set()
     for site, statistic in statistics.items():
@@ -249,9 +390,10 @@ def _gather(
             continue
         done.add(id(statistic))
         for use in site.uses:
-            x = values[use.activation]
+            x = seen[use.activation]
             positions = None
             if site.layout == "kernel":
                 quota = ROWS_PER_COLUMN * site.d // n_batches + 1
                 positions = torch.randperm(site.n_positions(use, x), generator=generator)[:quota].to(x.device)
-            statistic.add(site.columns(use, x, positions))
+            Z = site.columns(use, dense[use.activation], positions) if statistic.G is not None else None
+            statistic.add(site.columns(use, x, positions), Z)

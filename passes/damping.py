@@ -16,10 +16,16 @@ def dampen(H: Tensor, lam: float) -> Tensor:
     """
     energy = H.diagonal()  # (d,)
     least = DEAD * energy.mean()
-    dead = energy <= least
+    dead = is_dead(H)
     damped = H.masked_fill(dead | dead[:, None], 0)
     damped.diagonal().copy_(torch.where(dead, least if least > 0 else 1, energy * (1 + lam)))
     return damped
+
+
+def is_dead(H: Tensor) -> Tensor:
+    """Which channels of H (d, d) the data never excited: (d,) bool."""
+    energy = H.diagonal()
+    return energy <= DEAD * energy.mean()
 
 
 def choose_lambda(d: int, n_tokens: int) -> float:

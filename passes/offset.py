@@ -15,11 +15,16 @@ ROUNDING = 1e-5
 
 def centre(H: Tensor, x: Tensor) -> Tensor:
     """H - x x^T for mean Gram matrices H (groups, d, d) and mean inputs x (groups, d); constant channels are zero."""
-    C = H - x[:, :, None] * x[:, None, :]
+    C = centre_cross(H, x, x)
     constant = C.diagonal(dim1=1, dim2=2) <= ROUNDING * H.diagonal(dim1=1, dim2=2)  # (groups, d)
     return C.masked_fill_(constant[:, :, None] | constant[:, None, :], 0)
 
 
-def mean_change(W: Tensor, V: Tensor, x: Tensor) -> Tensor:
-    """How far V in place of W (groups, m, d) lowers the mean output: (groups, m)."""
-    return torch.einsum("gmd,gd->gm", W - V, x)
+def centre_cross(G: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """G - z x^T for mean cross-Gram matrices G = Z^T X (groups, d, d) of inputs with means z and x (groups, d)."""
+    return G - z[:, :, None] * x[:, None, :]
+
+
+def mean_output(W: Tensor, x: Tensor) -> Tensor:
+    """W x for weights (groups, m, d) and mean inputs (groups, d): (groups, m)."""
+    return torch.einsum("gmd,gd->gm", W, x)

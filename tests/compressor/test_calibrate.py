@@ -1,3 +1,4 @@
+import copy
 import gc
 import weakref
 from contextlib import contextmanager
@@ -9,9 +10,11 @@ from torch.nn import functional as F
 
 from compressor.calibrate import (
     ROWS_PER_COLUMN,
+    Block,
     _Machine,
     block_of,
     calibrate,
+    held_out,
     measure,
     segments,
 )
@@ -22,7 +25,7 @@ from compressor.statistics import GRAM_BLOCK, Statistics
 from tests.compressor.tiny import Compute, graph_of, normal
 
 
-class Block(nn.Module):
+class Layer(nn.Module):
     def __init__(self, d: int):
         super().__init__()
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
@@ -39,7 +42,7 @@ class Tower(nn.Module):
 
     def __init__(self, n_blocks: int = 3, d: int = 4):
         super().__init__()
-        self.h = nn.ModuleList(Block(d) for _ in range(n_blocks))
+        self.h = nn.ModuleList(Layer(d) for _ in range(n_blocks))
         self.head = nn.Linear(d, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +63,9 @@ def batches(*shape: int, n: int = 3) -> list[Feeds]:
 
 
 def run(graph: Graph, feeds: list[Feeds], **options: object):
-    return calibrate(graph, graph.sites, feeds, seed=0, progress=Quiet(), **options)  # type: ignore[arg-type]
+    """Each segment with its statistics."""
+    blocks = calibrate(graph, graph.sites, feeds, seed=0, progress=Quiet(), **options)  # type: ignore[arg-type]
+    return ((block.segment, block.statistics) for block in blocks)
 
 
 def snapshot(graph: Graph, feeds: list[Feeds]) -> dict[str, tuple[Tensor, int]]:
@@ -268,8 +273,8 @@ def test_sites_that_are_not_named_stay_as_they_are(tower):
     feeds = batches(2, 5, 4)
     some = [site for site in graph.sites if site.name.endswith("up.weight")]
     expected = hooked(model, feeds)
-    for _, found in calibrate(graph, some, feeds, seed=0, progress=Quiet()):
-        for site, one in found.items():
+    for block in calibrate(graph, some, feeds, seed=0, progress=Quiet()):
+        for site, one in block.statistics.items():
             torch.testing.assert_close(one.H[0], expected[site.name])
 
 
@@ -334,3 +339,82 @@ def test_progress_counts_every_step(tower):
 
     list(calibrate(graph, graph.sites, batches(2, 3, 4), seed=0, progress=Counting()))
     assert steps[0] == len(steps) - 1 == (4 + 3) * 3
+
+
+# *** beside the dense model ***
+
+
+def beside(graph: Graph, feeds: list[Feeds], **options: object):
+    options = {"beside": True, "cross": True, "hold_out": True} | options
+    return calibrate(graph, graph.sites, feeds, seed=0, progress=Quiet(), **options)  # type: ignore[arg-type]
+
+
+def halve(block: Block) -> None:
+    for site in block.segment.sites:
+        site.write(site.matrix() / 2)
+
+
+def inputs_of(module: nn.Module, model: nn.Module, feeds: list[Feeds]) -> list[Tensor]:
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        for batch in feeds:
+            model(batch["x0"])
+    handle.remove()
+    return seen
+
+
+def test_every_fifth_batch_is_held_out_and_of_few_the_last():
+    assert [list(held_out(n)) for n in (1, 3, 5, 11)] == [[0], [2], [4], [4, 9]]
+
+
+def test_the_dense_stream_stays_dense_while_the_other_is_pruned(tower):
+    model, graph = tower
+    feeds = batches(2, 5, 4, n=4)
+    dense = copy.deepcopy(model)
+    for block, reader in zip(beside(graph, feeds), [*dense.h[1:], dense.head], strict=False):
+        expected = inputs_of(reader, dense, feeds)
+        for found, x in zip(block.dense, expected, strict=True):
+            torch.testing.assert_close(*found.values(), x)
+        halve(block)
+
+
+def test_the_cross_gram_relates_dense_inputs_to_pruned_ones(tower):
+    model, graph = tower
+    feeds = batches(2, 5, 4, n=4)
+    dense = copy.deepcopy(model)
+    for block in beside(graph, feeds):
+        for site, one in block.statistics.items():
+            name = site.name.removesuffix(".weight")
+            Z, X = (
+                torch.cat(inputs_of(net.get_submodule(name), net, feeds[:3])).reshape(-1, site.d)
+                for net in (dense, model)
+            )
+            assert one.n == len(X)
+            torch.testing.assert_close(one.cross()[0], Z.T @ X / len(X))
+            torch.testing.assert_close(one.mean_dense()[0], Z.mean(0))
+        halve(block)
+
+
+def test_the_held_out_error_is_that_of_the_scored_output_of_the_batch_held_out(tower):
+    model, graph = tower
+    feeds = batches(2, 5, 4, n=4)
+    wanted = copy.deepcopy(model)(feeds[3]["x0"])
+    for block in beside(graph, feeds):
+        halve(block)
+        expected = (model(feeds[3]["x0"]) - wanted).square().sum() / wanted.square().sum()
+        assert block.held_out_error() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_last_segment_ends_with_its_block_before_the_head(tower):
+    _, graph = tower
+    some = [site for site in graph.sites if site.name.startswith("h.")]
+    last = segments(graph, some, whole=True)[-1]
+    assert [node.target for node in last.outputs] == [torch.ops.aten.add.Tensor]
+    assert last.sites[-1].uses[0].node in last.nodes
+
+
+def test_where_nothing_lives_on_the_outputs_are_those_of_the_sites(tower):
+    _, graph = tower
+    [part] = segments(graph, graph.sites[-1:], whole=True)
+    assert part.outputs == {graph.sites[-1].uses[0].node}

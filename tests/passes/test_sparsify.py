@@ -162,7 +162,9 @@ def test_a_global_ratio_takes_more_from_the_smaller_weights_and_is_exact_over_al
         ("sparsify{pattern=0.5,scope=global}", "scope=global cannot rank sparsegpt scores"),
         ("sparsify{pattern=0.5,method=wand}", "unknown method 'wand'"),
         ("sparsify{pattern=0.5,scope=globl}", "unknown scope 'globl'"),
-        ("sparsify{pattern=0.5,refit=-1}", "refit and damping cannot be negative"),
+        ("sparsify{pattern=0.5,refit=-1}", "refit, damping and reconstruct cannot be negative"),
+        ("sparsify{pattern=0.5,reconstruct=-1}", "refit, damping and reconstruct cannot be negative"),
+        ("sparsify{pattern=0.5,match=dence}", "unknown match 'dence'"),
         ("sparsify{pattern=0.5,samples=0}", "samples must be at least 1"),
     ],
 )
@@ -224,6 +226,88 @@ def test_a_bias_that_something_else_reads_too_stays_as_it_is():
     prune(graph, "sparsify{pattern=2:4,bias=true,targets=[w]}")
     assert graph.sites[0].offset is None
     assert torch.equal(model.b, before)
+
+
+# *** dense targets and reconstruction ***
+
+
+class Residual(nn.Module):
+    """What is between its two weights cannot be made up for by either of them alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc, self.out = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(F.gelu(self.fc(self.norm(x))))
+
+
+def residual() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Residual() for _ in range(3)), nn.Linear(16, 4))
+
+
+def output_error(options: str) -> tuple[float, dict[str, Row], nn.Module]:
+    """Squared error of the output on fresh samples after pruning `residual` to 2:4, the rows, and what is left."""
+    model = residual()
+    graph, X = graph_of(model, normal(40, 16)), normal(500, 16, seed=9)
+    before = graph.run({"x0": X})["y"]
+    rows = prune(graph, f"sparsify{{pattern=2:4,damping=0.01,{options}}}", n=20)
+    return (graph.run({"x0": X})["y"] - before).square().mean().item(), rows, model
+
+
+def test_dense_targets_make_up_for_the_blocks_before():
+    errors = {}
+    for match in ("pruned", "dense"):
+        torch.manual_seed(0)
+        graph = graph_of(nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 16), nn.Linear(16, 4)), normal(200, 32))
+        [batch] = context(graph, n=1).calibration(1)
+        before = graph.run(batch)["y"]
+        prune(graph, f"sparsify{{pattern=2:4,damping=0.001,match={match}}}", n=1)
+        errors[match] = (graph.run(batch)["y"] - before).square().mean()
+    assert errors["dense"] < 0.95 * errors["pruned"]
+
+
+def test_auto_says_for_each_block_what_it_matched_and_is_no_worse_than_pruned():
+    error, rows, _ = output_error("match=auto,bias=true")
+    chosen = [row.numbers["matches_dense"] for row in rows.values() if row.status == "changed"]
+    assert set(chosen) <= {0.0, 1.0}
+    assert 1.0 in chosen
+    assert error <= output_error("match=pruned,bias=true")[0]
+
+
+@pytest.mark.parametrize("match", ["pruned", "dense", "auto"])
+def test_reconstruction_lowers_the_error_and_keeps_the_pattern(match):
+    error, rows, model = output_error(f"bias=true,match={match},reconstruct=40")
+    assert error < 0.6 * output_error(f"bias=true,match={match}")[0]
+    for row in rows.values():
+        if row.status == "changed":
+            assert nm_fraction(model.get_parameter(row.site).detach(), 2, 4) == (128, 128)
+            assert row.numbers["held_out_error"] < 0.9 * row.numbers["held_out_error_before"]
+
+
+def test_reconstruction_gives_the_same_bytes_each_time():
+    first, second = (output_error("reconstruct=5")[2].state_dict() for _ in range(2))
+    assert all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+def test_steps_that_do_harm_are_taken_back(monkeypatch):
+    without = output_error("match=dense")
+    monkeypatch.setattr("compressor.passes.reconstruct.RATE", 1e4)
+    error, rows, _ = output_error("match=dense,reconstruct=8")
+    changed = [row.numbers for row in rows.values() if row.status == "changed"]
+    assert all(numbers["held_out_error"] == numbers["held_out_error_before"] for numbers in changed)
+    assert error == pytest.approx(without[0], rel=0.2)  # a fifth of the samples is held out
+
+
+def test_what_other_blocks_read_and_weights_that_are_not_named_are_not_trained():
+    model = residual()
+    model[1].norm = model[0].norm
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    prune(graph_of(model, normal(40, 16)), "sparsify{pattern=2:4,reconstruct=5,ignore=[2.*]}", n=20)
+    same = {name for name, x in model.state_dict().items() if torch.equal(x, before[name])}
+    assert same >= {"0.norm.weight", "0.norm.bias", "2.fc.weight", "3.weight", "3.bias"}
+    assert not same & {"0.fc.weight", "1.fc.weight"}
 
 
 # *** which sites ***
