@@ -100,7 +100,9 @@ MaxDrop = Annotated[
     str | None,
     typer.Option(help="Fail when the artifact scores worse than dense by more: 1% (of perplexity) or points of top-1."),
 ]
-Preset = Annotated[str | None, typer.Option(help="fast, default or best: one word for method, refit and samples.")]
+Preset = Annotated[
+    str | None, typer.Option(help="fast, default or best: one word for many options; compress plan prints them.")
+]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="A recipe.yaml, or the folder of an artifact; flags beside it win.")
 ]

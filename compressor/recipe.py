@@ -40,9 +40,9 @@ _Loader.add_implicit_resolver(
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"method": "wanda", "refit": 5, "samples": 64},
-    "default": {"method": "sparsegpt", "refit": 10, "samples": 128},
-    "best": {"method": "admm", "refit": 25, "samples": 512},
+    "fast": {"method": "wanda", "refit": 5, "bias": True, "samples": 64},
+    "default": {"method": "sparsegpt", "refit": 10, "bias": True, "match": "auto", "samples": 128},
+    "best": {"method": "admm", "refit": 5, "bias": True, "match": "auto", "reconstruct": 200, "samples": 512},
 }
 """One word for the options of `sparsify`; options given beside it win."""
 

@@ -20,7 +20,7 @@ from compressor import cli, driver
 from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.errors import InternalError
 from compressor.models import zoo
-from compressor.recipe import Recipe
+from compressor.recipe import PRESETS, Recipe
 
 NET = '''
 import sys, time
@@ -414,21 +414,11 @@ def test_a_recipe_repeats_a_run_and_flags_beside_it_win(compress):
     assert str(third) == str(first).replace("2:4", "1:4").replace("float32}", "float32,seed=3}")
 
 
-def test_a_preset_is_a_word_for_options_and_options_beside_it_win(compress):
-    arguments = (
-        "plan",
-        "net.py:make",
-        "-s",
-        "2:4",
-        "--preset",
-        "fast",
-        "--method",
-        "magnitude",
-        "--refit",
-        "0",
-        "--json",
-    )
-    assert "sparsify{pattern=2:4,method=magnitude,refit=0,samples=64}" in json.loads(compress(*arguments).out)["recipe"]
+def test_a_preset_is_a_word_for_options_and_options_beside_it_win():
+    flags = dict.fromkeys(("method", "scope", "refit", "damping", "targets", "ignore", "calibration_samples"))
+    assert cli._sparsify("2:4", "fast", flags) == {**PRESETS["fast"], "pattern": "2:4"}
+    assert cli._sparsify("2:4", "fast", flags | {"refit": 0}) == {**PRESETS["fast"], "pattern": "2:4", "refit": 0}
+    assert cli._sparsify("2:4", None, flags) == {"pattern": "2:4"}
 
 
 def test_the_written_recipe_holds_every_default(compress):
