@@ -12,37 +12,21 @@ what its segments make is there to be matched. Live values are then held twice.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from compressor.graph import Feeds, Graph
+from compressor.machine import Machine, Values
 from compressor.progress import Progress
+from compressor.segments import Segment, scored, segments
 from compressor.sites import WeightSite
 from compressor.statistics import Statistics
 
 ROWS_PER_COLUMN = 64
 """Rows sampled per column of a convolution. Neighbouring positions of an image repeat each other; past 64 rows a
 column the solution no longer changes, and gathering every position would be most of the run time."""
-
-Values = dict[fx.Node, Any]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A run of nodes, the sites to rewrite once it has been seen, and the values that later segments read.
-
-    outputs: those of them that it computes in floating point; or, where none lives on, what its sites compute.
-    rest: its nodes and all that follow.
-    """
-
-    nodes: tuple[fx.Node, ...]
-    sites: tuple[WeightSite, ...]
-    live: frozenset[fx.Node]
-    outputs: frozenset[fx.Node]
-    rest: tuple[fx.Node, ...]
 
 
 @dataclass
@@ -57,7 +41,7 @@ class Block:
 
     segment: Segment
     statistics: dict[WeightSite, Statistics]
-    machine: "_Machine"
+    machine: Machine
     inputs: list[Values]
     pruned: list[Values]
     dense: list[Values]
@@ -102,102 +86,6 @@ def _share(made: Values, wanted: Values) -> Tensor:
     return error / energy.clamp_min(torch.finfo(energy.dtype).tiny)
 
 
-def block_of(name: str) -> str:
-    """The repeated block a parameter belongs to: its name up to the first number.
-
-    `transformer.h.3.mlp.c_fc.weight` -> `transformer.h.3`; a name without a number is a block of its own.
-    """
-    parts = name.split(".")
-    first = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
-    return ".".join(parts[: first + 1])
-
-
-def segments(graph: Graph, sites: Sequence[WeightSite], *, whole: bool = False) -> list[Segment]:
-    """The graph cut after each block's last site, where the fewest values live on; what no site depends on is left out.
-
-    A weight with several consumers is never cut apart: its statistics are the sum over all of them.
-    whole: the last segment, too, ends at such a cut, before the next site; else it ends with its last activation.
-    """
-    if not sites:
-        return []
-    index = {node: position for position, node in enumerate(graph.module.graph.nodes)}
-    uses = sorted(((index[use.node], site) for site in sites for use in site.uses), key=lambda use: use[0])
-    last_read = _read_to_the_end(sites, index) if whole else _last_read(sites, index)
-    crossing = _crossing(index, last_read)
-    end = min(_to_next_site(graph, uses[-1][0], index), key=crossing.__getitem__) if whole else uses[-1][0]
-    return [_segment(start, end, uses, index, last_read) for start, end in pairwise([-1, *_cuts(uses, crossing), end])]
-
-
-def _segment(
-    start: int, end: int, uses: list[tuple[int, WeightSite]], index: dict[fx.Node, int], last_read: dict[fx.Node, int]
-) -> Segment:
-    nodes = tuple(node for node in last_read if start < index[node] <= end)
-    sites = tuple(dict.fromkeys(site for at, site in uses if start < at <= end))
-    live = frozenset(node for node, last in last_read.items() if index[node] <= end < last)
-    outputs = frozenset(filter(_is_floating, live.intersection(nodes)))
-    rest = tuple(node for node in last_read if start < index[node])
-    return Segment(nodes, sites, live, outputs or frozenset(use.node for site in sites for use in site.uses), rest)
-
-
-def _is_floating(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _last_read(sites: Sequence[WeightSite], index: dict[fx.Node, int]) -> dict[fx.Node, int]:
-    """Every value that a site depends on, in graph order, and the position of its last reader; weights are left out."""
-    needed = _ancestors(use.activation for site in sites for use in site.uses)
-    readers = needed | {use.node for site in sites for use in site.uses}
-    return {
-        node: max(index[user] for user in node.users if user in readers)
-        for node in index
-        if node in needed and node.op != "get_attr"
-    }
-
-
-def _read_to_the_end(sites: Sequence[WeightSite], index: dict[fx.Node, int]) -> dict[fx.Node, int]:
-    """As `_last_read`, and every value between the sites and the output that is scored, which reads it last."""
-    output = list(index)[-1]
-    needed = _ancestors([_scored(output), *(use.node for site in sites for use in site.uses)])
-    readers = needed | {output}
-    return {
-        node: max((index[user] for user in node.users if user in readers), default=index[output])
-        for node in index
-        if node in needed and node.op != "get_attr"
-    }
-
-
-def _scored(output: fx.Node) -> fx.Node:
-    return output.args[0][0]  # type: ignore[index,return-value]
-
-
-def _to_next_site(graph: Graph, last: int, index: dict[fx.Node, int]) -> range:
-    """The positions from the last use on, to where the graph's next site, or its output, begins."""
-    following = [index[use.node] for site in graph.sites for use in site.uses if index[use.node] > last]
-    return range(last, min(following, default=len(index) - 1))
-
-
-def _crossing(index: dict[fx.Node, int], last_read: dict[fx.Node, int]) -> list[int]:
-    """How many values live on after each position."""
-    steps = [0] * len(index)
-    for node, last in last_read.items():
-        steps[index[node]] += 1
-        steps[last] -= 1
-    return list(accumulate(steps))
-
-
-def _cuts(uses: list[tuple[int, WeightSite]], crossing: list[int]) -> list[int]:
-    """Between the last site of a block and the first of the next, the first position that the fewest values cross."""
-    spans: dict[WeightSite, list[int]] = {}
-    for at, site in uses:
-        spans.setdefault(site, []).append(at)
-    return [
-        min(range(here, there), key=crossing.__getitem__)
-        for (here, site), (there, following) in pairwise(uses)
-        if block_of(site.name) != block_of(following.name) and not any(at[0] <= here < at[-1] for at in spans.values())
-    ]
-
-
 def calibrate(
     graph: Graph,
     sites: Sequence[WeightSite],
@@ -240,12 +128,12 @@ class _Streams:
     """Every batch as the pruned model has it at the current cut, and, where asked for, as the dense model does."""
 
     def __init__(self, graph: Graph, batches: Sequence[Feeds], beside: bool, cross: bool, held: Iterable[int]):
-        self.machine = _Machine(graph.module)
+        self.machine = Machine(graph.module)
         self.pruned = [_placed(graph, batch) for batch in batches]
         self.dense = list(self.pruned) if beside else []
         self.cross = cross
-        scored = _scored(next(iter(reversed(graph.module.graph.nodes))))
-        self.final = {at: {scored: graph.run(batches[at])[graph.outputs[0].name]} for at in held}
+        output = scored(next(iter(reversed(graph.module.graph.nodes))))
+        self.final = {at: {output: graph.run(batches[at])[graph.outputs[0].name]} for at in held}
 
     def see(self, part: Segment, generator: torch.Generator, step: Callable[[], None]) -> Block:
         """Gather the segment's statistics, and carry the dense batches over it while its weights are dense."""
@@ -292,7 +180,7 @@ class Measured:
 
 def measure(graph: Graph, sites: Sequence[WeightSite], batch: Feeds) -> Measured:
     """Run the sites' segments once on one batch, to tell what calibration will take."""
-    machine, values = _Machine(graph.module), _placed(graph, batch)
+    machine, values = Machine(graph.module), _placed(graph, batch)
     seconds, live, sizes, rows = 0.0, [0], [], {}
     for part in segments(graph, sites):
         start = time.perf_counter()
@@ -322,50 +210,6 @@ def input_of(site: WeightSite) -> Any:
 def _placed(graph: Graph, batch: Feeds) -> Values:
     placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
     return {node: batch[port.name] for node, port in zip(placeholders, graph.inputs, strict=True)}
-
-
-class _Machine(fx.Interpreter):
-    """Runs a few nodes of a graph on given values; weights, which are always there, are read where they stand."""
-
-    def __init__(self, module: fx.GraphModule):
-        super().__init__(module, garbage_collect_values=False)
-        self.weights = {node: self.fetch_attr(str(node.target)) for node in module.graph.nodes if node.op == "get_attr"}
-
-    def run_nodes(
-        self, nodes: tuple[fx.Node, ...], given: Values, keep: Iterable[fx.Node], *, gradients: bool = False
-    ) -> Values:
-        """The values of `keep` among these nodes; every other value is freed after its last reader."""
-        keep = set(keep)
-        frees = _last_readers(nodes, keep)
-        self.env = {**self.weights, **given}
-        with torch.set_grad_enabled(gradients):
-            for node in nodes:
-                if node not in self.env:
-                    self.env[node] = self.run_node(node)
-                for dead in frees.get(node, ()):
-                    del self.env[dead]
-        made, self.env = self.env, {}
-        return {node: made[node] for node in nodes if node in keep}
-
-
-def _last_readers(nodes: tuple[fx.Node, ...], keep: set[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    last = {source: node for node in nodes for source in (node, *node.all_input_nodes)}
-    inside = set(nodes)
-    frees: dict[fx.Node, list[fx.Node]] = {}
-    for source, node in last.items():
-        if source in inside and source not in keep:
-            frees.setdefault(node, []).append(source)
-    return frees
-
-
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    found, waiting = set(), list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
 
 
 def _empty_statistics(sites: Iterable[WeightSite], cross: bool) -> dict[WeightSite, Statistics]:

@@ -41,8 +41,8 @@ _Loader.add_implicit_resolver(
 
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {"method": "wanda", "refit": 5, "bias": True, "samples": 64},
-    "default": {"method": "sparsegpt", "refit": 10, "bias": True, "match": "auto", "samples": 128},
-    "best": {"method": "admm", "refit": 5, "bias": True, "match": "auto", "reconstruct": 200, "samples": 512},
+    "default": {"method": "sparsegpt", "refit": 10, "samples": 128},
+    "best": {"method": "admm", "refit": 5, "bias": True, "match": "auto", "reconstruct": 64, "samples": 512},
 }
 """One word for the options of `sparsify`; options given beside it win."""
 

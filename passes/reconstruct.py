@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from compressor.calibrate import Block, Values
+from compressor.calibrate import Block
+from compressor.machine import Values
 from compressor.passes.trials import put
 
 CHECKS = 8

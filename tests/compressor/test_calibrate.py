@@ -11,15 +11,14 @@ from torch.nn import functional as F
 from compressor.calibrate import (
     ROWS_PER_COLUMN,
     Block,
-    _Machine,
-    block_of,
     calibrate,
     held_out,
     measure,
-    segments,
 )
 from compressor.graph import Feeds, Graph
+from compressor.machine import Machine
 from compressor.progress import Quiet
+from compressor.segments import block_of, segments
 from compressor.sites import WeightSite
 from compressor.statistics import GRAM_BLOCK, Statistics
 from tests.compressor.tiny import Compute, graph_of, normal
@@ -307,13 +306,13 @@ def test_a_value_is_freed_after_its_last_reader(monkeypatch):
     model.deep = nn.Sequential(*[nn.Tanh() for _ in range(50)])
     graph = graph_of(model, normal(3, 4))
     held: list[int] = []
-    run_node = _Machine.run_node
+    run_node = Machine.run_node
 
-    def counting(self: _Machine, node: fx.Node):
+    def counting(self: Machine, node: fx.Node):
         held.append(len(self.env) - len(self.weights))
         return run_node(self, node)
 
-    monkeypatch.setattr(_Machine, "run_node", counting)
+    monkeypatch.setattr(Machine, "run_node", counting)
     snapshot(graph, batches(5, 4))
     assert len(held) > 50
     assert max(held) <= 2
