@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from compressor.recipe import Recipe
     from compressor.report import Report
 
+SPARSIFY_FLAGS = ("method", "scope", "refit", "bias", "match", "reconstruct", "damping", "targets", "ignore")
 OK, NOT_MET, USER, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 
 app = typer.Typer(
@@ -70,6 +71,13 @@ Scope = Annotated[
     str | None, typer.Option(help="Of a ratio: each site alone, or all together (global; magnitude only).")
 ]
 Refit = Annotated[int | None, typer.Option(help="Conjugate-gradient steps on the kept weights; 0 switches them off.")]
+Bias = Annotated[bool | None, typer.Option("--bias/--no-bias", help="Refit each bias with its weights.")]
+Match = Annotated[
+    str | None, typer.Option(help="What outputs are fitted to: pruned, dense, or auto (held-out samples decide).")
+]
+Reconstruct = Annotated[
+    int | None, typer.Option(help="Steps of Adam on each block's kept weights; 0 switches them off.")
+]
 Damping = Annotated[
     float | None, typer.Option(help="Share of each channel's energy added to its Gram matrix; 0 chooses.")
 ]
@@ -140,6 +148,9 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact of the same name.")] = False,
     scope: Scope = None,
     refit: Refit = None,
+    bias: Bias = None,
+    match: Match = None,
+    reconstruct: Reconstruct = None,
     damping: Damping = None,
     calibration_samples: Calibration = None,
     samples: Samples = None,
@@ -181,6 +192,9 @@ def plan(
     seed: Seed = None,
     scope: Scope = None,
     refit: Refit = None,
+    bias: Bias = None,
+    match: Match = None,
+    reconstruct: Reconstruct = None,
     damping: Damping = None,
     calibration_samples: Calibration = None,
     samples: Samples = None,
@@ -280,7 +294,7 @@ def _sparsify(sparsity: str | None, preset: str | None, flags: dict[str, Any]) -
 
     if preset is not None and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
-    given = {name: flags[name] for name in ("method", "scope", "refit", "damping", "targets", "ignore")}
+    given = {name: flags[name] for name in SPARSIFY_FLAGS}
     given |= {"pattern": sparsity, "samples": flags["calibration_samples"]}
     chosen = PRESETS[preset] if preset else {}
     return chosen | {name: value for name, value in given.items() if value not in (None, [])}

@@ -1,5 +1,6 @@
 """The command line: exit codes, what goes to which stream, and every mistake a user makes in one clear paragraph."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -21,6 +22,7 @@ from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.errors import InternalError
 from compressor.models import zoo
 from compressor.recipe import PRESETS, Recipe
+from compressor.registry import load
 
 NET = '''
 import sys, time
@@ -415,10 +417,15 @@ def test_a_recipe_repeats_a_run_and_flags_beside_it_win(compress):
 
 
 def test_a_preset_is_a_word_for_options_and_options_beside_it_win():
-    flags = dict.fromkeys(("method", "scope", "refit", "damping", "targets", "ignore", "calibration_samples"))
+    flags = dict.fromkeys((*cli.SPARSIFY_FLAGS, "calibration_samples"))
     assert cli._sparsify("2:4", "fast", flags) == {**PRESETS["fast"], "pattern": "2:4"}
     assert cli._sparsify("2:4", "fast", flags | {"refit": 0}) == {**PRESETS["fast"], "pattern": "2:4", "refit": 0}
     assert cli._sparsify("2:4", None, flags) == {"pattern": "2:4"}
+
+
+def test_every_option_of_sparsify_is_a_flag():
+    flags = {*cli.SPARSIFY_FLAGS, "pattern", "samples"}
+    assert flags == {field.name for field in dataclasses.fields(load("passes", "sparsify"))}
 
 
 def test_the_written_recipe_holds_every_default(compress):
