@@ -42,7 +42,7 @@ def pure_forward(graph: Graph, batches: list[Feeds]) -> float:
     """Seconds of calibration's two forward passes with no statistics and nothing solved."""
     sites, _ = choose(graph.sites, ("*",), ())
     start = time.perf_counter()
-    with patch.object(Statistics, "add", lambda self, X: None):
+    with patch.object(Statistics, "add", lambda self, X, Z=None: None):
         for _ in calibrate(graph, sites, batches, seed=0, progress=QUIET):
             pass
     return time.perf_counter() - start

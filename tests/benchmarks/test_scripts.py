@@ -1,0 +1,26 @@
+"""The scripts behind benchmarks/ run, on as little as they take."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {
+    "benchmarks.scale": (["--samples", "2", "--window", "8"], "statistics and solve"),
+    "benchmarks.methods": (
+        ["tiny-gpt2", "--samples", "2", "--calibration-samples", "2", "--window", "16"],
+        "| admm | 10",
+    ),
+    "benchmarks.accuracy": (["tiny-gpt2", "--only", "refit=0", "--samples", "2"], "| refit=0 |"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_benchmark_prints_its_table(script):
+    arguments, wanted = SCRIPTS[script]
+    done = subprocess.run([sys.executable, "-m", script, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert wanted in done.stdout
