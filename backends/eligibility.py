@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from compressor import onnx_file
 from compressor.backends.constants import MOVES, PATH, code_type, evaluate, root
 from compressor.engine import Verdict
 from compressor.onnx_file import SITE
@@ -40,12 +41,7 @@ def weight_axes(node: ir.Node) -> list[tuple[int, int]]:
     """(input position, contracted axis) pairs to look for a stored weight at, the usual place first."""
     if node.op_type in _NO_KERNEL:
         return [(_NO_KERNEL[node.op_type], -1)]
-    if node.op_type == "Conv":
-        return [(1, 1)]
-    if node.op_type == "MatMul":
-        return [(1, -2), (0, -1)]
-    transposed = {name: bool(node.attributes.get_int(name, 0)) for name in ("transA", "transB")}
-    return [(1, 1 if transposed["transB"] else 0), (0, 0 if transposed["transA"] else 1)]
+    return onnx_file.weight_axes(node)
 
 
 # *** reading a weight as its operator does ***

@@ -101,7 +101,7 @@ def contractions(model: ir.Model) -> Iterator[Contraction]:
 
 
 def _contraction(node: ir.Node) -> Iterator[Contraction]:
-    for position, axis in _weight_axes(node):
+    for position, axis in weight_axes(node):
         value = node.inputs[position]
         value, axis = _through_transpose(value, axis)
         if value is not None and value.const_value is not None and len(value.const_value.shape) >= 2:
@@ -110,7 +110,7 @@ def _contraction(node: ir.Node) -> Iterator[Contraction]:
             return
 
 
-def _weight_axes(node: ir.Node) -> list[tuple[int, int]]:
+def weight_axes(node: ir.Node) -> list[tuple[int, int]]:
     """(input position, contracted axis) pairs to look for a stored weight at, the usual place first."""
     if node.op_type == "Conv":
         return [(1, 1)]
@@ -138,7 +138,7 @@ def _stamp(model: ir.Model, names: set[str]) -> None:
     for node in model.graph.all_nodes():
         if node.op_type not in _CONTRACTIONS:
             continue
-        for position, axis in _weight_axes(node):
+        for position, axis in weight_axes(node):
             value, _ = _through_transpose(node.inputs[position], axis)
             if value is not None and value.name in names:
                 node.metadata_props[SITE] = value.name
