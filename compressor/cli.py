@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compressor.errors import UserError
+from compressor.flags import takes_recipe
 
 if TYPE_CHECKING:
     from compressor.building import Built
     from compressor.recipe import Recipe
     from compressor.report import Report
 
-SPARSIFY_FLAGS = ("method", "scope", "refit", "bias", "match", "reconstruct", "damping", "targets", "ignore")
 OK, NOT_MET, USER, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 
 app = typer.Typer(
@@ -52,72 +52,8 @@ def common(
     pass
 
 
-# *** flags that several commands share ***
+# *** flags that several commands share; those that make a recipe are in flags.py ***
 
-ModelName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL", help="Hub id, local folder, zoo name, package.module:function or FILE.py:function."
-    ),
-]
-Sparsity = Annotated[
-    str | None,
-    typer.Option(
-        "--sparsity", "-s", help="2:4 keeps at most 2 non-zero of every 4 weights; 0.5 or 50% makes half of them zero."
-    ),
-]
-Method = Annotated[str | None, typer.Option(help="How weights are chosen: magnitude, wanda, sparsegpt or admm.")]
-Scope = Annotated[
-    str | None, typer.Option(help="Of a ratio: each site alone, or all together (global; magnitude only).")
-]
-Refit = Annotated[int | None, typer.Option(help="Conjugate-gradient steps on the kept weights; 0 switches them off.")]
-Bias = Annotated[bool | None, typer.Option("--bias/--no-bias", help="Refit each bias with its weights.")]
-Match = Annotated[
-    str | None, typer.Option(help="What outputs are fitted to: pruned, dense, or auto (held-out samples decide).")
-]
-Reconstruct = Annotated[
-    int | None, typer.Option(help="Steps of Adam on each block's kept weights; 0 switches them off.")
-]
-Damping = Annotated[
-    float | None, typer.Option(help="Share of each channel's energy added to its Gram matrix; 0 chooses.")
-]
-Calibration = Annotated[int | None, typer.Option("--calibration-samples", help="Calibration samples.")]
-Targets = Annotated[
-    list[str] | None,
-    typer.Option(help="Glob over weight names; may be repeated. Default: all but stem, head and tied."),
-]
-Ignore = Annotated[list[str] | None, typer.Option(help="Glob over weight names to leave dense; may be repeated.")]
-Data = Annotated[
-    str | None,
-    typer.Option(help="Text, JSONL, CSV or parquet file, image folder, dataset id, or folder with train and test."),
-]
-BackendName = Annotated[
-    str | None,
-    typer.Option("--backend", "-b", help="Runtime to build for: onnxruntime (ort), tensorrt or tensorrt-rtx."),
-]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, float16 or bfloat16; auto, the default, is the runtime's first choice.")
-]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option("--shape", help="For engines: batch=1:8:32 is the least, usual and most of an axis; may be repeated."),
-]
-Window = Annotated[int | None, typer.Option(help="Tokens per text sample.")]
-Samples = Annotated[int | None, typer.Option(help="Held-out samples to score.")]
-MaxDrop = Annotated[
-    str | None,
-    typer.Option(help="Fail when the artifact scores worse than dense by more: 1% (of perplexity) or points of top-1."),
-]
-Preset = Annotated[
-    str | None, typer.Option(help="fast, default or best: one word for many options; compress plan prints them.")
-]
-RecipeFile = Annotated[
-    Path | None, typer.Option("--recipe", help="A recipe.yaml, or the folder of an artifact; flags beside it win.")
-]
-Seed = Annotated[
-    int | None, typer.Option(help="Chooses samples and masked tokens; the same seed gives the same bytes.")
-]
-AllowPartial = Annotated[bool, typer.Option("--allow-partial", help="Accept that named sites were refused.")]
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Off unless asked.")
 ]
@@ -128,35 +64,13 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="One row per weig
 
 
 @app.command()
+@takes_recipe
 def export(
-    model: ModelName = None,
-    sparsity: Sparsity = None,
-    method: Method = None,
-    targets: Targets = None,
-    ignore: Ignore = None,
-    data: Data = None,
-    backend: BackendName = None,
-    dtype: Dtype = None,
-    shape: Shapes = None,
-    max_drop: MaxDrop = None,
-    recipe: RecipeFile = None,
+    recipe: "Recipe",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The artifact's folder. Default: NAME-BACKEND.")
     ] = None,
-    preset: Preset = None,
-    seed: Seed = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact of the same name.")] = False,
-    scope: Scope = None,
-    refit: Refit = None,
-    bias: Bias = None,
-    match: Match = None,
-    reconstruct: Reconstruct = None,
-    damping: Damping = None,
-    calibration_samples: Calibration = None,
-    samples: Samples = None,
-    window: Window = None,
-    allow_partial: AllowPartial = False,
-    trust_remote_code: RemoteCode = False,
     dump_graph: Annotated[Path | None, typer.Option(help="Write the graph after each pass into this folder.")] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -165,9 +79,8 @@ def export(
     """Compress a model for a runtime, and check the written file."""
     from compressor import driver, progress, terminal
 
-    made = _recipe(recipe, model, _sparsify(sparsity, preset, locals()), _settings(locals()))
     report = driver.export(
-        None, made, output=output, overwrite=overwrite, progress=progress.choose(quiet), dump_graph=dump_graph
+        None, recipe, output=output, overwrite=overwrite, progress=progress.choose(quiet), dump_graph=dump_graph
     )
     _print(report, json, quiet, lambda console: terminal.show_report(report, console, verbose))
     if json or quiet:
@@ -176,41 +89,13 @@ def export(
 
 
 @app.command()
-def plan(
-    model: ModelName = None,
-    sparsity: Sparsity = None,
-    method: Method = None,
-    targets: Targets = None,
-    ignore: Ignore = None,
-    data: Data = None,
-    backend: BackendName = None,
-    dtype: Dtype = None,
-    shape: Shapes = None,
-    max_drop: MaxDrop = None,
-    recipe: RecipeFile = None,
-    preset: Preset = None,
-    seed: Seed = None,
-    scope: Scope = None,
-    refit: Refit = None,
-    bias: Bias = None,
-    match: Match = None,
-    reconstruct: Reconstruct = None,
-    damping: Damping = None,
-    calibration_samples: Calibration = None,
-    samples: Samples = None,
-    window: Window = None,
-    allow_partial: AllowPartial = False,
-    trust_remote_code: RemoteCode = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
+@takes_recipe
+def plan(recipe: "Recipe", json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
     """Say what export would do, take and bring; touch no weight."""
     from compressor import plan as planning
     from compressor import progress, terminal
 
-    made = _recipe(recipe, model, _sparsify(sparsity, preset, locals()), _settings(locals()))
-    found = planning(None, made, progress=progress.choose(quiet))
+    found = planning(None, recipe, progress=progress.choose(quiet))
     _print(found, json, quiet, lambda console: terminal.show_plan(found, console, verbose))
 
 
@@ -282,45 +167,6 @@ def list_(json: Json = False) -> None:
             typer.echo(encoder.dumps(groups, indent=2, ensure_ascii=False))
         else:
             terminal.show_names(groups, _console())
-
-
-# *** flags to a recipe ***
-
-
-def _sparsify(sparsity: str | None, preset: str | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """What the flags say about the pass `sparsify`."""
-    from compressor.recipe import PRESETS
-    from compressor.registry import unknown
-
-    if preset is not None and preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    given = {name: flags[name] for name in SPARSIFY_FLAGS}
-    given |= {"pattern": sparsity, "samples": flags["calibration_samples"]}
-    chosen = PRESETS[preset] if preset else {}
-    return chosen | {name: value for name, value in given.items() if value not in (None, [])}
-
-
-def _settings(flags: dict[str, Any]) -> dict[str, Any]:
-    """What the flags say about everything but the passes."""
-    given = {name: flags[name] for name in ("data", "backend", "dtype", "seed", "samples", "window")}
-    given["shapes"] = flags["shape"] or None
-    switches = {name: True for name in ("allow_partial", "trust_remote_code") if flags[name]}
-    drop = {} if flags["max_drop"] is None else {"max_drop": flags["max_drop"].strip().removesuffix("%")}
-    return {name: value for name, value in given.items() if value is not None} | switches | drop
-
-
-def _recipe(file: Path | None, model: str | None, sparsify: dict[str, Any], settings: dict[str, Any]) -> "Recipe":
-    """The recipe in the file, or a new one, with what the flags say on top."""
-    from compressor.errors import RecipeError
-    from compressor.recipe import Recipe
-
-    base = Recipe.read(file) if file else Recipe()
-    if model is not None:
-        settings["model"] = model
-    made = base.with_settings(settings).with_sparsify(sparsify)
-    if not made.model:
-        raise RecipeError("no model was named", hint="compress export tiny-gpt2 --sparsity 2:4")
-    return made
 
 
 # *** results ***

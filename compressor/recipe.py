@@ -16,7 +16,7 @@ import yaml
 
 from compressor.errors import RecipeError
 from compressor.pipeline import Pass, format_pass, make_pass, parse_pass
-from compressor.registry import unknown
+from compressor.registry import names, unknown
 from compressor.shapes import parse_shapes
 from compressor.spec import build, format_spec, parse_specs
 
@@ -39,12 +39,16 @@ _Loader.add_implicit_resolver(
     list("-+.0123456789"),
 )
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "fast": {"method": "wanda", "refit": 5, "bias": True, "samples": 64},
-    "default": {"method": "sparsegpt", "refit": 10, "samples": 128},
-    "best": {"method": "admm", "refit": 5, "bias": True, "match": "auto", "reconstruct": 64, "samples": 512},
-}
-"""One word for the options of `sparsify`; options given beside it win."""
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "fast": {"sparsify": {"method": "wanda", "refit": 5, "bias": True, "samples": 64}},
+    "default": {"sparsify": {"method": "sparsegpt", "refit": 10, "samples": 128}},
+    "best": {
+        "sparsify": {
+            "method": "admm", "refit": 5, "bias": True, "match": "auto", "reconstruct": 64, "samples": 512,
+        },
+    },
+}  # fmt: skip
+"""One word for options of passes, by pass; options given beside it win."""
 
 
 @dataclass(frozen=True)
@@ -127,19 +131,19 @@ class Recipe:
         now = {f.name: getattr(self, f.name) for f in dataclasses.fields(_Settings)}
         return _assemble(now | dict(settings), list(self.passes))
 
-    def with_sparsify(self, options: Mapping[str, Any]) -> "Recipe":
-        """The recipe with these options of its `sparsify`, which is added when there is none. Raises RecipeError."""
-        if not options:
-            return self
-        at = next((i for i, one in enumerate(self.passes) if one.name == "sparsify"), len(self.passes))
-        now = _plain(self.passes[at]) if at < len(self.passes) else {}
-        if "pattern" not in now | dict(options):
-            raise RecipeError(
-                f"{', '.join(options)} says how to sparsify, but not to which pattern",
-                hint="--sparsity 2:4, or --sparsity 0.5",
-            )
-        passes = [*self.passes[:at], make_pass("sparsify", now | dict(options)), *self.passes[at + 1 :]]
-        return dataclasses.replace(self, passes=tuple(passes))
+    def with_pass(self, name: str, options: Mapping[str, Any]) -> "Recipe":
+        """The recipe with these options of a pass, which is added in its place when there is none. Raises RecipeError.
+
+        The place of a pass is that of the registry's table: what removes comes before what prunes, and so on.
+        """
+        place = {one: position for position, one in enumerate(names("passes"))}
+        at = next((i for i, one in enumerate(self.passes) if one.name == name), None)
+        if at is not None:
+            made = [make_pass(name, _plain(self.passes[at]) | dict(options))]
+            return dataclasses.replace(self, passes=(*self.passes[:at], *made, *self.passes[at + 1 :]))
+        new = make_pass(name, dict(options))
+        at = sum(place[one.name] < place[name] for one in self.passes)
+        return dataclasses.replace(self, passes=(*self.passes[:at], new, *self.passes[at:]))
 
     @staticmethod
     def read(path: Path) -> "Recipe":

@@ -16,6 +16,7 @@ from typing import Any
 from compressor.errors import RecipeError
 
 _BUILT_IN: dict[str, dict[str, str]] = {
+    # In the order in which a pipeline made of flags runs them.
     "passes": {
         "sparsify": "compressor.passes.sparsify:Sparsify",
     },

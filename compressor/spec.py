@@ -47,10 +47,15 @@ def build(cls: type, options: Mapping[str, Any], what: str) -> Any:
     for key in options:
         if key not in fields:
             raise unknown(f"option of {what}", key, fields)
-    missing = [name for name, field in fields.items() if name not in options and _default(field) is dataclasses.MISSING]
+    missing = [name for name in required(cls) if name not in options]
     if missing:
         raise RecipeError(f"{what} needs {', '.join(missing)}", hint=f"{what}{{{missing[0]}=...}}")
     return cls(**{key: _coerce(value, hints[key], f"{what}.{key}") for key, value in options.items()})
+
+
+def required(cls: type) -> list[str]:
+    """The fields of a dataclass that have no default."""
+    return [field.name for field in dataclasses.fields(cls) if field.init and _default(field) is dataclasses.MISSING]
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -1,6 +1,5 @@
 """The command line: exit codes, what goes to which stream, and every mistake a user makes in one clear paragraph."""
 
-import dataclasses
 import errno
 import json
 import os
@@ -21,8 +20,7 @@ from compressor import cli, driver
 from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.errors import InternalError
 from compressor.models import zoo
-from compressor.recipe import PRESETS, Recipe
-from compressor.registry import load
+from compressor.recipe import Recipe
 
 NET = '''
 import sys, time
@@ -253,7 +251,8 @@ def test_a_drop_beyond_the_budget_ends_with_1(compress):
         (("net.py:make", "-b", "tensorflow"), "unknown backend 'tensorflow'", "known: onnxruntime"),
         (("net.py:make", "--dtype", "float61"), "unknown dtype 'float61'", "float16"),
         (("net.py:make", "-s", "2:4", "--preset", "bset"), "unknown preset 'bset'", "best"),
-        (("net.py:make", "--method", "wanda"), "says how to sparsify, but not to which pattern", "--sparsity 2:4"),
+        (("net.py:make", "--method", "wanda"), "--method cannot stand without --sparsity", "--sparsity 2:4"),
+        (("net.py:make", "--preset", "fast"), "--preset fast chooses how, but nothing says what", "--sparsity 2:4"),
         (("net.py:make", "--max-drop", "little"), "recipe.max_drop cannot be 'little'", "a number"),
         (("net.py:make", "--max-drop=-1"), "max_drop cannot be -1", ""),
         (("net.py:make", "--max-drop", "1%"), "max_drop needs something to score", "--data"),
@@ -414,18 +413,6 @@ def test_a_recipe_repeats_a_run_and_flags_beside_it_win(compress):
     )
     first, third = Recipe.read(Path("first")), Recipe.read(Path("third"))
     assert str(third) == str(first).replace("2:4", "1:4").replace("float32}", "float32,seed=3}")
-
-
-def test_a_preset_is_a_word_for_options_and_options_beside_it_win():
-    flags = dict.fromkeys((*cli.SPARSIFY_FLAGS, "calibration_samples"))
-    assert cli._sparsify("2:4", "fast", flags) == {**PRESETS["fast"], "pattern": "2:4"}
-    assert cli._sparsify("2:4", "fast", flags | {"refit": 0}) == {**PRESETS["fast"], "pattern": "2:4", "refit": 0}
-    assert cli._sparsify("2:4", None, flags) == {"pattern": "2:4"}
-
-
-def test_every_option_of_sparsify_is_a_flag():
-    flags = {*cli.SPARSIFY_FLAGS, "pattern", "samples"}
-    assert flags == {field.name for field in dataclasses.fields(load("passes", "sparsify"))}
 
 
 def test_the_written_recipe_holds_every_default(compress):

@@ -142,8 +142,16 @@ def test_a_pipeline_is_not_one_pass():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_made_of_options_of_sparsify(preset):
-    assert Sparsify(pattern="2:4", **PRESETS[preset])
+def test_every_preset_is_made_of_options_of_passes(preset):
+    recipe = Recipe().with_pass("sparsify", {"pattern": "2:4"})
+    for name, options in PRESETS[preset].items():
+        recipe = recipe.with_pass(name, options)
+    assert [one.name for one in recipe.passes] == ["sparsify"]
+
+
+def test_an_option_of_a_pass_changes_the_one_that_is_there_and_leaves_its_others():
+    recipe = Recipe().with_pass("sparsify", {"pattern": "2:4", "refit": 3})
+    assert recipe.with_pass("sparsify", {"pattern": "1:4"}).passes == (Sparsify(pattern="1:4", refit=3),)
 
 
 def test_reads_a_file_or_the_folder_of_an_artifact(tmp_path):

@@ -1,0 +1,200 @@
+"""The flags that make a recipe: one table, for every command that takes one.
+
+A flag sets one option of one pass, or of the recipe itself. A new option of a pass is a new line here.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from compressor.recipe import Recipe
+
+RECIPE = "recipe"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of the command line.
+
+    owner: the pass whose option it sets, or "recipe". field: that option. kind: the type of its value.
+    names: as typed; by default from the field's name. example: what to type where the option is missing.
+    """
+
+    owner: str
+    field: str
+    kind: Any
+    help: str
+    names: tuple[str, ...] = ()
+    example: str = ""
+
+    @property
+    def parameter(self) -> str:
+        """Its name among the arguments of a command."""
+        return self.spelled[0].partition("/")[0].removeprefix("--").replace("-", "_")
+
+    @property
+    def spelled(self) -> tuple[str, ...]:
+        """As typed: `--sparsity`, `-s`."""
+        return self.names or (f"--{self.field.replace('_', '-')}",)
+
+
+FLAGS = (
+    Flag(
+        "sparsify", "pattern", str,
+        "2:4 keeps at most 2 non-zero of every 4 weights; 0.5 or 50% makes half of them zero.",
+        names=("--sparsity", "-s"), example="--sparsity 2:4, or --sparsity 0.5",
+    ),
+    Flag("sparsify", "method", str, "How weights are chosen: magnitude, wanda, sparsegpt or admm."),
+    Flag("sparsify", "targets", list[str], "Glob over weight names; repeatable. Default: all but stem, head and tied."),
+    Flag("sparsify", "ignore", list[str], "Glob over weight names to leave dense; may be repeated."),
+    Flag("sparsify", "scope", str, "Of a ratio: each site alone, or all together (global; magnitude only)."),
+    Flag("sparsify", "refit", int, "Conjugate-gradient steps on the kept weights; 0 switches them off."),
+    Flag("sparsify", "bias", bool, "Refit each bias with its weights.", names=("--bias/--no-bias",)),
+    Flag("sparsify", "match", str, "What outputs are fitted to: pruned, dense, or auto (held-out samples decide)."),
+    Flag("sparsify", "reconstruct", int, "Steps of Adam on each block's kept weights; 0 switches them off."),
+    Flag("sparsify", "damping", float, "Share of each channel's energy added to its Gram matrix; 0 chooses."),
+    Flag("sparsify", "samples", int, "Calibration samples.", names=("--calibration-samples",)),
+    Flag(
+        RECIPE, "data", str,
+        "Text, JSONL, CSV or parquet file, image folder, dataset id, or folder with train and test.",
+    ),
+    Flag(
+        RECIPE, "backend", str, "Runtime to build for: onnxruntime (ort), tensorrt or tensorrt-rtx.",
+        names=("--backend", "-b"),
+    ),
+    Flag(RECIPE, "dtype", str, "float32, float16 or bfloat16; auto, the default, is the runtime's first choice."),
+    Flag(
+        RECIPE, "shapes", list[str],
+        "For engines: batch=1:8:32 is the least, usual and most of an axis; may be repeated.",
+        names=("--shape",),
+    ),
+    Flag(
+        RECIPE, "max_drop", str,
+        "Fail when the artifact scores worse than dense by more: 1% (of perplexity) or points of top-1.",
+    ),
+    Flag(RECIPE, "samples", int, "Held-out samples to score."),
+    Flag(RECIPE, "window", int, "Tokens per text sample."),
+    Flag(RECIPE, "seed", int, "Chooses samples and masked tokens; the same seed gives the same bytes."),
+    Flag(RECIPE, "allow_partial", bool, "Accept that named sites were refused.", names=("--allow-partial",)),
+    Flag(
+        RECIPE, "trust_remote_code", bool, "Run code that comes with a model. Off unless asked.",
+        names=("--trust-remote-code",),
+    ),
+)  # fmt: skip
+
+MODEL = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL", help="Hub id, local folder, zoo name, package.module:function or FILE.py:function."
+    ),
+]
+RECIPE_FILE = Annotated[
+    Path | None, typer.Option("--recipe", help="A recipe.yaml, or the folder of an artifact; flags beside it win.")
+]
+PRESET = Annotated[
+    str | None, typer.Option(help="fast, default or best: one word for many options; compress plan prints them.")
+]
+
+
+def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter is a Recipe, as one that takes MODEL and every flag of the table instead."""
+
+    @functools.wraps(command)
+    def with_flags(
+        model: str | None = None, recipe: Path | None = None, preset: str | None = None, **given: Any
+    ) -> None:
+        flags = {flag: given.pop(flag.parameter) for flag in FLAGS}
+        command(make_recipe(recipe, model, preset, flags), **given)
+
+    own = list(inspect.signature(command).parameters.values())[1:]
+    parameters = [
+        _parameter("model", MODEL),
+        *(_parameter(flag.parameter, _annotation(flag)) for flag in FLAGS),
+        _parameter("recipe", RECIPE_FILE),
+        _parameter("preset", PRESET),
+        *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own),
+    ]
+    with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {one.name: one.annotation for one in parameters}
+    return with_flags
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _annotation(flag: Flag) -> Any:
+    return Annotated[flag.kind | None, typer.Option(*flag.spelled, help=flag.help)]
+
+
+def make_recipe(file: Path | None, model: str | None, preset: str | None, flags: Mapping[Flag, Any]) -> "Recipe":
+    """The recipe in the file, or a new one, with the preset and then what the flags say on top. Raises RecipeError."""
+    from compressor.errors import RecipeError
+    from compressor.recipe import Recipe
+
+    made = Recipe.read(file) if file else Recipe()
+    given = {flag: value for flag, value in flags.items() if value not in (None, [])}
+    made = made.with_settings(_settings(given) | ({"model": model} if model is not None else {}))
+    asked = _passes(given)
+    for name, options in asked.items():
+        _check_complete(made, name, options)
+    for name, options in _with_preset(preset, asked, [one.name for one in made.passes]).items():
+        made = made.with_pass(name, options)
+    if not made.model:
+        raise RecipeError("no model was named", hint="compress export tiny-gpt2 --sparsity 2:4")
+    return made
+
+
+def _settings(given: Mapping[Flag, Any]) -> dict[str, Any]:
+    """What the flags say about the recipe itself."""
+    found = {flag.field: value for flag, value in given.items() if flag.owner == RECIPE}
+    return found | ({"max_drop": found["max_drop"].strip().removesuffix("%")} if "max_drop" in found else {})
+
+
+def _passes(given: Mapping[Flag, Any]) -> dict[str, dict[str, Any]]:
+    """What the flags say about each pass."""
+    found: dict[str, dict[str, Any]] = {}
+    for flag, value in given.items():
+        if flag.owner != RECIPE:
+            found.setdefault(flag.owner, {})[flag.field] = value
+    return found
+
+
+def _with_preset(
+    preset: str | None, asked: Mapping[str, Mapping[str, Any]], present: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """What the flags say about each pass, on top of what the preset says about those that are asked for or present."""
+    from compressor.errors import RecipeError
+    from compressor.recipe import PRESETS
+    from compressor.registry import unknown
+
+    if preset is None:
+        return {name: dict(options) for name, options in asked.items()}
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    chosen = PRESETS[preset]
+    found = {name: {**chosen.get(name, {}), **asked.get(name, {})} for name in dict.fromkeys((*present, *asked))}
+    if not found:
+        raise RecipeError(f"--preset {preset} chooses how, but nothing says what", hint="--sparsity 2:4")
+    return found
+
+
+def _check_complete(made: "Recipe", name: str, options: Iterable[str]) -> None:
+    """Raise RecipeError when flags say how, and none says what."""
+    from compressor.errors import RecipeError
+    from compressor.registry import load
+    from compressor.spec import required
+
+    flags = {flag.field: flag for flag in FLAGS if flag.owner == name}
+    missing = [field for field in required(load("passes", name)) if field not in options]
+    if not missing or any(one.name == name for one in made.passes):
+        return
+    given = ", ".join(flags[field].spelled[0] for field in options)
+    needed = flags[missing[0]]
+    raise RecipeError(f"{given} cannot stand without {needed.spelled[0]}", hint=needed.example or None)

@@ -1,0 +1,77 @@
+"""Flags to a recipe."""
+
+import dataclasses
+
+import pytest
+
+from compressor.errors import RecipeError
+from compressor.flags import FLAGS, RECIPE, make_recipe
+from compressor.recipe import PRESETS, Recipe
+from compressor.registry import load, names
+from compressor.spec import required
+
+
+def made(preset=None, file=None, **given):
+    flags = {flag: given.pop(flag.parameter, None) for flag in FLAGS}
+    assert not given, given
+    return make_recipe(file, "net", preset, flags)
+
+
+@pytest.mark.parametrize("name", names("passes"))
+def test_every_option_of_a_pass_is_a_flag(name):
+    flags = {flag.field for flag in FLAGS if flag.owner == name}
+    assert flags == {field.name for field in dataclasses.fields(load("passes", name))}
+
+
+def test_every_setting_of_the_recipe_is_a_flag():
+    flags = {flag.field for flag in FLAGS if flag.owner == RECIPE}
+    assert flags == {field.name for field in dataclasses.fields(Recipe)} - {"model", "passes"}
+
+
+def test_no_two_flags_are_typed_alike():
+    spelled = [name for flag in FLAGS for part in flag.spelled for name in part.split("/")]
+    assert len(spelled) == len(set(spelled))
+    assert len({flag.parameter for flag in FLAGS}) == len(FLAGS)
+
+
+@pytest.mark.parametrize("name", names("passes"))
+def test_what_a_pass_cannot_do_without_has_an_example_to_type(name):
+    flags = {flag.field: flag for flag in FLAGS if flag.owner == name}
+    assert all(flags[field].example for field in required(load("passes", name)))
+
+
+def test_flags_set_options_of_their_pass_and_settings_of_the_recipe():
+    recipe = made(sparsity="2:4", refit=0, calibration_samples=7, samples=9, max_drop="1.5%", allow_partial=True)
+    assert str(recipe) == (
+        "export{model=net,samples=9,max_drop=1.5,allow_partial=true} | sparsify{pattern=2:4,refit=0,samples=7}"
+    )
+
+
+def test_without_a_flag_there_is_no_pass():
+    assert made().passes == ()
+
+
+def test_a_preset_is_a_word_for_options_and_options_beside_it_win():
+    assert made("fast", sparsity="2:4") == Recipe("net").with_pass(
+        "sparsify", {"pattern": "2:4"} | PRESETS["fast"]["sparsify"]
+    )
+    assert made("fast", sparsity="2:4", refit=0).passes[0].refit == 0
+    assert made("fast", sparsity="2:4", refit=0).passes[0].method == "wanda"
+
+
+def test_a_preset_changes_the_passes_of_a_recipe_that_is_read(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(made(sparsity="1:4").to_yaml(), encoding="utf-8")
+    assert made("fast", file).passes == made("fast", sparsity="1:4").passes
+
+
+def test_a_preset_nobody_knows_names_the_nearest():
+    with pytest.raises(RecipeError, match="unknown preset 'bets'") as caught:
+        made("bets", sparsity="2:4")
+    assert caught.value.hint == "best"
+
+
+def test_how_without_what_says_what_to_type():
+    with pytest.raises(RecipeError, match="--method, --refit cannot stand without --sparsity") as caught:
+        made(method="wanda", refit=3)
+    assert caught.value.hint == "--sparsity 2:4, or --sparsity 0.5"
