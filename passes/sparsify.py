@@ -3,34 +3,24 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from compressor.calibrate import Block, calibrate
+from compressor.calibrate import calibrate
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
-from compressor.passes.damping import choose_lambda, dampen
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
-from compressor.passes.offset import centre, centre_cross, mean_output
-from compressor.passes.reconstruct import reconstruct
-from compressor.passes.refit import conjugate_gradients, squared_error
-from compressor.passes.targets import dense_target
-from compressor.passes.trials import best_of
+from compressor.passes.solve import BlockSolver, Numbers
 from compressor.pattern import NM, Pattern, Ratio, parse_pattern
 from compressor.pipeline import Context, Outcome, Row, choose
 from compressor.registry import unknown
 from compressor.sites import WeightSite
-from compressor.statistics import Statistics
 
 SCOPES = ("site", "global")
 MATCHES = ("pruned", "dense", "auto")
-
-
-Numbers = dict[str, float]  # of a row, by name
 
 
 @dataclass(frozen=True)
@@ -154,30 +144,11 @@ class Sparsify:
             cross=self.match != "pruned",
             hold_out=self.match == "auto" or self.reconstruct > 0,
         )
+        solver = BlockSolver(self, dict.fromkeys(sites, self._pattern), keeps)
         solved: dict[WeightSite, Numbers] = {}
         for block in blocks:
-            solved |= self._solve_block(block, keeps)
+            solved |= solver.solve(block)
         return solved
-
-    def _solve_block(self, block: Block, keeps: dict[WeightSite, Tensor]) -> dict[WeightSite, Numbers]:
-        """Write the weights of a block's sites; returns the numbers of their rows."""
-        matches = ("pruned", "dense") if self.match == "auto" else (self.match,)
-        trials = [partial(self._solve_sites, block, keeps, match) for match in matches]
-        if len(trials) == 1:
-            best, solved = 0, trials[0]()
-        else:
-            best, solved = best_of(trials, block.held_out_error, _written(block.segment.sites))
-        more: Numbers = {"matches_dense": float(best)} if len(trials) > 1 else {}
-        if self.reconstruct:
-            wanted = block.dense if matches[best] == "dense" else block.pruned
-            more |= reconstruct(block, wanted, self.reconstruct)
-        return {site: numbers | more for site, numbers in solved.items()}
-
-    def _solve_sites(self, block: Block, keeps: dict[WeightSite, Tensor], match: str) -> dict[WeightSite, Numbers]:
-        return {
-            site: self._solve(site, block.statistics[site], keeps.get(site), match == "dense")
-            for site in block.segment.sites
-        }
 
     def _mask(self, site: WeightSite, keep: Tensor | None) -> Numbers:
         """Write the site's weights, masked by magnitude; returns the numbers of its row."""
@@ -185,33 +156,6 @@ class Sparsify:
         keep = torch.stack([by_magnitude(W_g, None, self._pattern)[1] for W_g in W]) if keep is None else keep
         site.write(W * keep)
         return {"sparsity": 1 - keep.float().mean().item()}
-
-    def _solve(self, site: WeightSite, statistics: Statistics, keep: Tensor | None, is_dense: bool) -> Numbers:
-        """Write the site's pruned weights; returns the numbers of its row."""
-        W = site.matrix()  # (groups, m, d)
-        H, x = statistics.gram(), statistics.mean()  # (groups, d, d), (groups, d)
-        G, z = (statistics.cross(), statistics.mean_dense()) if is_dense else (H, x)
-        if self.bias and site.offset:
-            G, H = centre_cross(G, z, x), centre(H, x)
-        keeps = [None] * len(W) if keep is None else keep
-        damped = [dampen(H_g, self.damping or choose_lambda(site.d, statistics.n)) for H_g in H]
-        T = torch.stack(list(map(dense_target, W, G, H, damped))) if is_dense else W
-        V = torch.stack(list(map(self._solve_group, T, damped, keeps)))
-        site.write(V)
-        if self.bias and site.offset:
-            site.offset.add((mean_output(W, z) - mean_output(V, x)).flatten())
-        lost = sum(squared_error(V_g, T_g, H_g) for V_g, T_g, H_g in zip(V, T, H, strict=True))
-        energy = sum(squared_error(torch.zeros_like(T_g), T_g, H_g) for T_g, H_g in zip(T, H, strict=True))
-        return {
-            "sparsity": (V == 0).float().mean().item(),
-            "rows": float(statistics.n),
-            "relative_error": lost / energy if energy else 0.0,
-        }
-
-    def _solve_group(self, W: Tensor, H: Tensor, keep: Tensor | None) -> Tensor:
-        """Pruned and refitted W (m, d), for inputs of damped Gram matrix H (d, d)."""
-        V, keep = METHODS[self.method](W, H, self._pattern) if keep is None else (W * keep, keep)
-        return conjugate_gradients(V, keep, W, H, self.refit)
 
     def _global_keeps(self, sites: Sequence[WeightSite]) -> dict[WeightSite, Tensor]:
         assert isinstance(self._pattern, Ratio)
@@ -226,11 +170,6 @@ def refusal(site: WeightSite, pattern: Pattern) -> str:
     if isinstance(pattern, NM) and site.K % pattern.m:
         return f"its contracted axis has length {site.K}, not a multiple of {pattern.m}"
     return ""
-
-
-def _written(sites: Sequence[WeightSite]) -> list[Tensor]:
-    """Every tensor that solving these sites may write."""
-    return [site.weight for site in sites] + [site.offset.tensor for site in sites if site.offset]
 
 
 def _ensure_groups(site: WeightSite, pattern: NM) -> None:

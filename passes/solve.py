@@ -1,0 +1,95 @@
+"""The sites of one block, solved and written: what they are fitted to, by which method, and which trial is kept."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from compressor.calibrate import Block
+from compressor.passes.damping import choose_lambda, dampen
+from compressor.passes.methods import METHODS
+from compressor.passes.offset import centre, centre_cross, mean_output
+from compressor.passes.reconstruct import reconstruct
+from compressor.passes.refit import conjugate_gradients, squared_error
+from compressor.passes.targets import dense_target
+from compressor.passes.trials import best_of
+from compressor.pattern import Pattern
+from compressor.sites import WeightSite
+from compressor.statistics import Statistics
+
+if TYPE_CHECKING:
+    from compressor.passes.sparsify import Sparsify
+
+Numbers = dict[str, float]  # of a row, by name
+
+
+@dataclass(frozen=True)
+class BlockSolver:
+    """How the sites of a block are solved.
+
+    options: of the pass. patterns: what each site's weight is to take. keeps: masks (groups, m, d) that were chosen
+    beforehand, for the sites that have one.
+    """
+
+    options: "Sparsify"
+    patterns: Mapping[WeightSite, Pattern]
+    keeps: Mapping[WeightSite, Tensor]
+
+    def solve(self, block: Block) -> dict[WeightSite, Numbers]:
+        """Write the weights of a block's sites; returns the numbers of their rows."""
+        matches = ("pruned", "dense") if self.options.match == "auto" else (self.options.match,)
+        trials = [partial(self._solve_sites, block, match == "dense") for match in matches]
+        if len(trials) == 1:
+            best, solved = 0, trials[0]()
+        else:
+            best, solved = best_of(trials, block.held_out_error, _written(block))
+        more: Numbers = {"matches_dense": float(best)} if len(trials) > 1 else {}
+        if self.options.reconstruct:
+            wanted = block.dense if matches[best] == "dense" else block.pruned
+            more |= reconstruct(block, wanted, self.options.reconstruct)
+        return {site: numbers | more for site, numbers in solved.items()}
+
+    def _solve_sites(self, block: Block, is_dense: bool) -> dict[WeightSite, Numbers]:
+        return {site: self._solve_site(site, block.statistics[site], is_dense) for site in block.segment.sites}
+
+    def _solve_site(self, site: WeightSite, statistics: Statistics, is_dense: bool) -> Numbers:
+        """Write the site's pruned weights; returns the numbers of its row."""
+        W = site.matrix()  # (groups, m, d)
+        H, x = statistics.gram(), statistics.mean()  # (groups, d, d), (groups, d)
+        G, z = (statistics.cross(), statistics.mean_dense()) if is_dense else (H, x)
+        moves = self.options.bias and site.offset
+        if moves:
+            G, H = centre_cross(G, z, x), centre(H, x)
+        lam = self.options.damping or choose_lambda(site.d, statistics.n)
+        damped = [dampen(H_g, lam) for H_g in H]
+        T = torch.stack(list(map(dense_target, W, G, H, damped))) if is_dense else W
+        V = self._solve_groups(site, T, damped)
+        site.write(V)
+        if moves:
+            moves.add((mean_output(W, z) - mean_output(V, x)).flatten())
+        lost = sum(squared_error(V_g, T_g, H_g) for V_g, T_g, H_g in zip(V, T, H, strict=True))
+        energy = sum(squared_error(torch.zeros_like(T_g), T_g, H_g) for T_g, H_g in zip(T, H, strict=True))
+        return {
+            "sparsity": (V == 0).float().mean().item(),
+            "rows": float(statistics.n),
+            "relative_error": lost / energy if energy else 0.0,
+        }
+
+    def _solve_groups(self, site: WeightSite, T: Tensor, damped: list[Tensor]) -> Tensor:
+        """Pruned and refitted targets T (groups, m, d), for inputs of damped Gram matrices (d, d), one per group."""
+        solve, pattern = METHODS[self.options.method], self.patterns[site]
+        solved = []
+        for g, (T_g, H_g) in enumerate(zip(T, damped, strict=True)):
+            keep = self.keeps[site][g] if site in self.keeps else None
+            V_g, keep = solve(T_g, H_g, pattern) if keep is None else (T_g * keep, keep)
+            solved.append(conjugate_gradients(V_g, keep, T_g, H_g, self.options.refit))
+        return torch.stack(solved)
+
+
+def _written(block: Block) -> list[Tensor]:
+    """Every tensor that solving the block's sites may write."""
+    sites = block.segment.sites
+    return [site.weight for site in sites] + [site.offset.tensor for site in sites if site.offset]
