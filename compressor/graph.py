@@ -4,6 +4,7 @@ A pass that writes a weight writes the module's weight; a pass that changes the 
 exported program is made anew from the graph when it is next needed.
 """
 
+import copy
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -67,6 +68,15 @@ class Graph:
         self._program = None
         self.__dict__.pop("sites", None)
         self.__dict__.pop("orphans", None)
+
+    def copy(self) -> "Graph":
+        """The graph with parameters and buffers of its own; tied ones stay tied."""
+        made = copy.copy(self)
+        made.module, made.example = copy.deepcopy(self.module), dict(self.example)
+        made._program = None
+        made.__dict__.pop("sites", None)
+        made.__dict__.pop("orphans", None)
+        return made
 
     def program(self) -> ExportedProgram:
         """The exported program of the graph as it stands now."""

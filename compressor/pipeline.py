@@ -54,17 +54,23 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass may use besides the graph: calibration batches (inputs by name), the seed, a progress display."""
+    """What a pass may use besides the graph.
+
+    calibration: batches of n samples (inputs by name). seed: for every random choice.
+    dense: a copy of the graph from before the first pass, where a pass of the pipeline says `needs_dense`.
+    """
 
     calibration: Callable[[int], Sequence[Feeds]] = lambda n: []
     seed: int = 0
     progress: Progress = field(default_factory=Quiet)
+    dense: Graph | None = None
 
 
 class Pass(Protocol):
     """One transformation. Implementations are frozen dataclasses registered under `name`.
 
     samples: how many calibration samples it uses; needs_data: whether it uses any.
+    needs_dense: whether it reads the model as it was before the first pass (`Context.dense`).
     """
 
     name: ClassVar[str]
@@ -74,6 +80,9 @@ class Pass(Protocol):
 
     @property
     def needs_data(self) -> bool: ...
+
+    @property
+    def needs_dense(self) -> bool: ...
 
     def plan(self, graph: Graph) -> list[Row]:
         """What `run` would do to each site, touching no weight."""

@@ -123,7 +123,8 @@ class Export:
         return twin
 
     def _run_passes(self, graph: Graph) -> list[Outcome]:
-        context = Context(self._calibrate, self.recipe.seed, self.progress)
+        dense = graph.copy() if any(one.needs_dense for one in self.recipe.passes) else None
+        context = Context(self._calibrate, self.recipe.seed, self.progress, dense)
         with self._stage("run the passes"):
             outcomes = run_pipeline(graph, self.recipe.passes, context, self.observers)
         gc.collect()

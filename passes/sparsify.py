@@ -48,6 +48,7 @@ class Sparsify:
     """
 
     name: ClassVar[str] = "sparsify"
+    needs_dense: ClassVar[bool] = False
 
     pattern: str
     method: str = "sparsegpt"

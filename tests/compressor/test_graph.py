@@ -242,3 +242,22 @@ def test_several_outputs_keep_their_order():
     out = graph.run({"x": torch.ones(2, 4)})
     assert {name: value[0, 0].item() for name, value in out.items()} == {"twice": 2.0, "half": 0.5}
     assert isinstance(graph.module, fx.GraphModule)
+
+
+def test_a_copy_keeps_its_weights_when_those_of_the_graph_change():
+    graph = graph_of(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), normal(3, 8), dynamic=[{0: "batch"}])
+    feeds = {"x0": normal(5, 8)}
+    before, kept = graph.run(feeds)["y"], graph.copy()
+    with torch.no_grad():
+        graph.sites[0].weight.zero_()
+    assert torch.equal(kept.run(feeds)["y"], before)
+    assert not torch.equal(graph.run(feeds)["y"], before)
+    assert [site.name for site in kept.sites] == [site.name for site in graph.sites]
+    assert kept.text() == graph.text()
+    assert len(list(kept.program().parameters())) == 4
+
+
+def test_tied_weights_of_a_copy_are_tied():
+    model = Compute(lambda self, x: self.table(x) @ self.table.weight.T, table=nn.Embedding(7, 4))
+    kept = graph_of(model, torch.tensor([[1, 2], [3, 4]])).copy()
+    assert len(list(kept.module.parameters())) == 1

@@ -20,6 +20,7 @@ class Drop:
 
     name: ClassVar[str] = "drop"
     needs_data: ClassVar[bool] = False
+    needs_dense: ClassVar[bool] = False
 
     columns: int = 1
     lies: bool = False
