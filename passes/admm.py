@@ -3,67 +3,102 @@
 The layer-wise problem min tr (V - W) H (V - W)^T over V in the pattern, split as in ALPS (Meng et al. 2024, arXiv
 2406.07831) and Boža 2024 (arXiv 2401.02938): B fits the outputs, D is in the pattern, U sums up how far they differ:
 
-    B = (B0 A + rho (D - U)) (A + rho I)^-1,    D = project(B + U),    U += B - D.
+    B = (A + rho I)^-1 (A B0 + rho (D - U)),    D = project(B + U),    U += B - D.
 
-In the normalised basis B0 = W n, A = H / (n n^T), n = sqrt(diag H), magnitude is Wanda's score and rho has no scale, so
-that one schedule serves every layer: rho grows geometrically over a fixed number of stages, and each stage needs one
-factorization. Its length is known beforehand, and nothing in it waits for a test of convergence.
+In the normalised basis B0 = (W n)^T, A = H / (n n^T), n = sqrt(diag H), magnitude is Wanda's score and rho has no
+scale, so that one schedule serves every layer: rho grows geometrically over a fixed number of stages, and each stage
+needs one factorization. Its length is known beforehand, and nothing in it waits for a test of convergence.
+
+Weights are held transposed, (d, m), so that what is compared within a group lies in rows.
 """
 
 import torch
 from torch import Tensor
 
-from compressor.passes.masks import nm_keep, ratio_keep
+from compressor.passes.masks import nm_keep, nth_highest, ratio_keep
 from compressor.passes.sparsegpt import IndefiniteGram
 from compressor.pattern import NM, Pattern
 
-RHO = (0.3, 3.0)
-"""First and last penalty, in the normalised basis, where A has a unit diagonal."""
+RHO = (0.05, 1.0)
+"""First and last penalty, in the normalised basis, where A has a unit diagonal. Inputs of real layers are correlated:
+most eigenvalues of A are far below 1, and a penalty of 1 from the start would freeze the first mask."""
+
+STEPS = 3
+"""Iterations with each factorization."""
+
+SAMPLE = 1 << 14
+"""Weights that tell the threshold of a ratio, between the first iteration and the last."""
 
 
-def admm(W: Tensor, H: Tensor, pattern: Pattern, *, stages: int = 8, steps: int = 3) -> tuple[Tensor, Tensor]:
+def admm(W: Tensor, H: Tensor, pattern: Pattern, *, iterations: int = 24) -> tuple[Tensor, Tensor]:
     """Prune W (m, d) for inputs of damped Gram matrix H (d, d) to a pattern; returns V and keep, both (m, d).
 
-    stages, steps: factorizations, and iterations with each. A ratio is ranked over the whole matrix. V is the last
-    iterate on its mask: near the optimum, and a good start for the refit.
+    A ratio is ranked over the whole matrix. iterations: rounded down to a multiple of STEPS, at least one. V is the
+    last iterate on its mask: near the optimum, and a good start for the refit.
 
     Raises IndefiniteGram if H is not positive definite.
     """
     n = H.diagonal().sqrt()  # (d,)
-    A, B0 = H / torch.outer(n, n), W * n
-    fit = B0 @ A  # (m, d)
-    D, U = B0 * _keep(B0, pattern), torch.zeros_like(B0)
-    B, rho_before = B0, RHO[0]
-    for stage in range(stages):
-        rho = RHO[0] * (RHO[1] / RHO[0]) ** (stage / max(stages - 1, 1))
-        inverse = _inverse(A, rho)
+    A, B0 = H / torch.outer(n, n), (W * n).T.contiguous()
+    fit = A @ B0  # (d, m)
+    stages = max(iterations // STEPS, 1)
+    rhos = [RHO[0] * (RHO[1] / RHO[0]) ** (stage / max(stages - 1, 1)) for stage in range(stages)]
+    B, U, D = B0, torch.zeros_like(B0), _project(B0, pattern)
+    for rho, rho_before in zip(rhos, [rhos[0], *rhos], strict=False):
+        solve = _Solve(A, rho, len(W))
         U.mul_(rho_before / rho)  # U is the multiplier over rho
-        for _ in range(steps):
-            B = (fit + rho * (D - U)) @ inverse
-            T = B + U
-            D = T * _keep(T, pattern)
-            U = T - D
-        rho_before = rho
-    keep = _keep(B, pattern)
-    return B * keep / n, keep
+        for _ in range(STEPS):
+            B = solve(torch.sub(D, U).mul_(rho).add_(fit))
+            T = U.add_(B)
+            D = _project(T, pattern)
+            U = T.sub_(D)
+    keep = _keep(B.T.contiguous(), pattern)
+    return B.T * keep / n, keep
 
 
-def _keep(T: Tensor, pattern: Pattern) -> Tensor:
-    """The mask of the nearest matrix in the pattern: the projection keeps the largest magnitudes."""
+def _project(T: Tensor, pattern: Pattern) -> Tensor:
+    """T (d, m) where its magnitude is among the highest, and 0 elsewhere.
+
+    The nearest matrix in the pattern, but for two things that do not matter on the way there: of equal magnitudes at
+    the threshold all stay, and a ratio's threshold is that of a sample.
+    """
+    size = T.abs()
     if isinstance(pattern, NM):
-        return nm_keep(T.abs(), pattern.n, pattern.m)
-    return ratio_keep(T.abs(), pattern.sparsity)
+        groups = size.view(-1, pattern.m, T.shape[1])  # (d / M, M, m)
+        is_high = torch.ge(groups, nth_highest(groups, pattern.n)[:, None], out=torch.empty_like(groups))
+        return is_high.view_as(T).mul_(T)
+    return torch.nn.functional.hardshrink(T, _threshold(size, pattern.sparsity))
 
 
-def _inverse(A: Tensor, rho: float) -> Tensor:
-    """(A + rho I)^-1."""
-    shifted = A.clone()
-    shifted.diagonal().add_(rho)
-    L, info = torch.linalg.cholesky_ex(shifted)
-    if info:
-        raise IndefiniteGram(
-            "the damped Gram matrix of the inputs is not positive definite",
-            found=f"no Cholesky factor for its {len(A)} channels",
-            hint="a larger damping, for example --damping 0.1, or more calibration samples",
-        )
-    return torch.cholesky_inverse(L)
+def _threshold(size: Tensor, sparsity: float) -> float:
+    """What that share of the magnitudes is not above, as far as a sample tells."""
+    flat = size.flatten()
+    sample = flat[:: flat.numel() // SAMPLE | 1]
+    n = round(sparsity * sample.numel())
+    return float(sample.kthvalue(n).values) if n else 0.0
+
+
+def _keep(B: Tensor, pattern: Pattern) -> Tensor:
+    """The mask of the nearest matrix in the pattern, exactly, for B (m, d)."""
+    if isinstance(pattern, NM):
+        return nm_keep(B.abs(), pattern.n, pattern.m)
+    return ratio_keep(B.abs(), pattern.sparsity)
+
+
+class _Solve:
+    """(A + rho I)^-1 times a matrix of m columns: by its factor, or where that costs less by its inverse."""
+
+    def __init__(self, A: Tensor, rho: float, m: int):
+        shifted = A.clone()
+        shifted.diagonal().add_(rho)
+        self.L, info = torch.linalg.cholesky_ex(shifted)
+        if info:
+            raise IndefiniteGram(
+                "the damped Gram matrix of the inputs is not positive definite",
+                found=f"no Cholesky factor for its {len(A)} channels",
+                hint="a larger damping, for example --damping 0.1, or more calibration samples",
+            )
+        self.inverse = torch.cholesky_inverse(self.L) if m > len(A) else None
+
+    def __call__(self, R: Tensor) -> Tensor:
+        return torch.cholesky_solve(R, self.L) if self.inverse is None else self.inverse @ R

@@ -43,6 +43,17 @@ def _pairs(m: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor
     return first.to(device), second.to(device), signs.to(device), rank.to(device)
 
 
+def nth_highest(x: Tensor, n: int) -> Tensor:
+    """The n-th highest along a short axis: (G, m, R) -> (G, R)."""
+    highest: list[Tensor] = []
+    for one in x.unbind(1):
+        for place, other in enumerate(highest):
+            highest[place], one = torch.maximum(other, one), torch.minimum(other, one)
+        if len(highest) < n:
+            highest.append(one)
+    return highest[-1]
+
+
 def ratio_keep(score: Tensor, sparsity: float) -> Tensor:
     """Drop exactly round(sparsity * numel) of the scores, the lowest, anywhere in the tensor.
 

@@ -4,6 +4,7 @@ All take W (m, d), H (d, d) damped and a pattern, and return V and keep, both (m
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from compressor.passes.masks import nm_keep, ratio_keep, row_ratio_keep
 from compressor.passes.sparsegpt import sparsegpt
 from compressor.pattern import NM, Pattern
 
-Method = Callable[[Tensor, Tensor, Pattern], tuple[Tensor, Tensor]]
+Method = Callable[..., tuple[Tensor, Tensor]]
 
 
 def by_magnitude(W: Tensor, H: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
@@ -33,9 +34,35 @@ def by_wanda(W: Tensor, H: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     return W * keep, keep
 
 
+def is_admm_cheap(m: int, d: int, iterations: int) -> bool:
+    """Whether ADMM costs no more than SparseGPT in its plain form, column by column, does for weights (m, d).
+
+    In multiplications and additions, by what was measured (benchmarks/solver.md): a column of the plain form costs as
+    much as 7e6 of a matrix product's, and 17e3 more per row; its three factorizations, 4/3 d^3.
+    """
+    plain = d * (7e6 + 17e3 * m) + 4 / 3 * d**3
+    return iterations * (2 * m * d**2 + d**3 / 9) <= plain
+
+
+def by_admm_or_sparsegpt(W: Tensor, H: Tensor, pattern: Pattern, *, iterations: int) -> tuple[Tensor, Tensor]:
+    """ADMM where its price is that of a plain SparseGPT, else SparseGPT: chosen by shape alone, never by a clock."""
+    m, d = W.shape
+    if is_admm_cheap(m, d, iterations):
+        return admm(W, H, pattern, iterations=iterations)
+    return sparsegpt(W, H, pattern)
+
+
+def method_of(name: str, iterations: int) -> Method:
+    """The method of a name; those that iterate take that many iterations. Raises KeyError."""
+    method = METHODS[name]
+    return partial(method, iterations=iterations) if name in ITERATED else method
+
+
 METHODS: dict[str, Method] = {
     "magnitude": by_magnitude,
     "wanda": by_wanda,
     "sparsegpt": sparsegpt,
     "admm": admm,
+    "auto": by_admm_or_sparsegpt,
 }
+ITERATED = ("admm", "auto")

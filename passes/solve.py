@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.calibrate import Block
 from compressor.passes.damping import choose_lambda, dampen
-from compressor.passes.methods import METHODS
+from compressor.passes.methods import method_of
 from compressor.passes.offset import centre, centre_cross, mean_output
 from compressor.passes.reconstruct import reconstruct
 from compressor.passes.refit import conjugate_gradients, squared_error
@@ -80,7 +80,8 @@ class BlockSolver:
 
     def _solve_groups(self, site: WeightSite, T: Tensor, damped: list[Tensor]) -> Tensor:
         """Pruned and refitted targets T (groups, m, d), for inputs of damped Gram matrices (d, d), one per group."""
-        solve, pattern = METHODS[self.options.method], self.patterns[site]
+        solve = method_of(self.options.method, self.options.iterations)
+        pattern = self.patterns[site]
         solved = []
         for g, (T_g, H_g) in enumerate(zip(T, damped, strict=True)):
             keep = self.keeps[site][g] if site in self.keeps else None

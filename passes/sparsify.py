@@ -30,7 +30,9 @@ class Sparsify:
     pattern: "2:4" keeps at most 2 of every 4 weights along the contracted axis; "0.5" removes half of them.
     method: how weights are scored. "magnitude" |W|; "wanda" |W| * ||X|| (Sun et al. 2023); "sparsegpt" by the
         optimal-brain-surgeon error, with compensation (Frantar & Alistarh 2023); "admm" by a solver that fits the
-        outputs and the pattern together (Meng et al. 2024): the best masks, and the slowest on wide layers.
+        outputs and the pattern together (Meng et al. 2024): the best masks, and the slowest on wide layers. "auto":
+        admm for each site where its price is that of a plain SparseGPT, by shape; else sparsegpt.
+    iterations: of ADMM, in threes with one factorization each.
     scope: for a ratio, whether each site loses that share ("site") or all sites together do ("global",
         which ranks scores across sites and so serves magnitude only).
     refit: conjugate-gradient steps on the kept weights after the mask is chosen (0 switches it off).
@@ -52,6 +54,7 @@ class Sparsify:
 
     pattern: str
     method: str = "sparsegpt"
+    iterations: int = 24
     scope: str = "site"
     refit: int = 10
     bias: bool = False
@@ -82,8 +85,10 @@ class Sparsify:
                 found="they depend on the sites before, which are pruned first",
                 hint="--method magnitude, or scope=site",
             )
-        if min(self.refit, self.damping, self.reconstruct) < 0 or self.samples < 1:
-            raise RecipeError("refit, damping and reconstruct cannot be negative, and samples must be at least 1")
+        if min(self.refit, self.damping, self.reconstruct) < 0 or min(self.samples, self.iterations) < 1:
+            raise RecipeError(
+                "refit, damping and reconstruct cannot be negative, and samples and iterations must be at least 1"
+            )
 
     @property
     def _pattern(self) -> Pattern:

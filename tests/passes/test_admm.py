@@ -48,7 +48,7 @@ def test_its_mask_is_better_than_that_of_sparsegpt(pattern, seed):
 
 def test_tiny_groups_come_near_the_best_of_all_masks():
     W, H = problem(m=6, d=8)
-    V, keep = admm(W, H, NM(2, 4), stages=12, steps=4)
+    V, keep = admm(W, H, NM(2, 4), iterations=48)
     found = [squared_error(row[None], w[None], H) for row, w in zip(refit_rows(V, keep, W, H), W, strict=True)]
     best = [best_of_all_masks(w, H) for w in W]
     assert sum(found) < 1.1 * sum(best)
@@ -71,9 +71,9 @@ def error_on(w, H, kept):
     return float((v - w) @ H @ (v - w))
 
 
-def test_more_steps_are_no_worse():
+def test_more_iterations_are_better():
     W, H = problem()
-    few, many = (refitted(*admm(W, H, NM(2, 4), stages=k, steps=s), W, H) for k, s in ((2, 1), (12, 4)))
+    few, many = (refitted(*admm(W, H, NM(2, 4), iterations=n), W, H) for n in (3, 48))
     assert many < few
 
 

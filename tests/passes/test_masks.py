@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor.passes.masks import IN_CACHE, global_ratio_keep, nm_fraction, nm_keep, ratio_keep
+from compressor.passes.masks import IN_CACHE, global_ratio_keep, nm_fraction, nm_keep, nth_highest, ratio_keep
 from tests.passes.reference import all_keeps
 
 relaxed = settings(deadline=None)
@@ -141,3 +141,9 @@ def test_a_group_with_fewer_than_n_is_good_and_one_with_more_is_not():
 def test_refuses_to_count_groups_that_do_not_fit():
     with pytest.raises(ValueError, match="groups of 4"):
         nm_fraction(torch.zeros(4, 6), 2, 4)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (3, 4), (4, 8), (2, 2)])
+def test_the_nth_highest_is_that_of_a_sort(n, m):
+    x = torch.randn(5, m, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(nth_highest(x, n), x.sort(1, descending=True).values[:, n - 1])

@@ -165,7 +165,8 @@ def test_a_global_ratio_takes_more_from_the_smaller_weights_and_is_exact_over_al
         ("sparsify{pattern=0.5,refit=-1}", "refit, damping and reconstruct cannot be negative"),
         ("sparsify{pattern=0.5,reconstruct=-1}", "refit, damping and reconstruct cannot be negative"),
         ("sparsify{pattern=0.5,match=dence}", "unknown match 'dence'"),
-        ("sparsify{pattern=0.5,samples=0}", "samples must be at least 1"),
+        ("sparsify{pattern=0.5,samples=0}", "samples and iterations must be at least 1"),
+        ("sparsify{pattern=0.5,iterations=0}", "samples and iterations must be at least 1"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(text, what):
@@ -529,7 +530,7 @@ def test_refit_lowers_the_error_of_every_method(method):
         prune(graph, f'sparsify{{pattern=2:4,method={method},refit={refit},damping=0.01,targets=["*t"]}}')
         X = torch.cat([batch["x0"] for batch in context(graph).calibration(128)])
         errors.append((X @ (weight.detach() - before).T).square().sum().item())
-    share = 1.0 if method == "admm" else 0.97  # what ADMM ends with is nearly fitted already
+    share = 1.0 if method in ("admm", "auto") else 0.97  # what ADMM ends with is nearly fitted already
     assert errors[1] < share * errors[0]
 
 
@@ -608,7 +609,7 @@ def test_on_a_trained_gpt2_admm_loses_least_then_sparsegpt_and_magnitude_most():
     evaluation = source.evaluation(32)
     assert evaluation is not None
     errors, losses = {}, {}
-    for method in METHODS:
+    for method in METHODS.keys() - {"auto"}:
         with restored(graph):
             one = parse_pass(f"sparsify{{pattern=2:4,method={method},refit=1,samples=32}}")
             [outcome] = run_pipeline(graph, [one], Context(source.calibration))
