@@ -41,7 +41,7 @@ _Loader.add_implicit_resolver(
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "fast": {"sparsify": {"method": "wanda", "refit": 5, "bias": True, "samples": 64}},
-    "default": {"sparsify": {"method": "sparsegpt", "refit": 10, "samples": 128}},
+    "default": {"sparsify": {"method": "auto", "iterations": 15, "refit": 2, "bias": True, "samples": 128}},
     "best": {
         "sparsify": {
             "method": "admm", "refit": 5, "bias": True, "match": "auto", "reconstruct": 64, "samples": 512,
