@@ -1,7 +1,7 @@
 """What the core asks of a model, whatever it came from, and what it asks of a runtime.
 
-A source lowers its model to a Graph and brings the data: batches to calibrate on, an evaluation, inputs to time. A
-backend builds a file from a Graph, opens it, and says what a pattern is worth on its hardware.
+A source lowers its model to a Graph and brings the data: batches to calibrate on, samples to learn from, an evaluation,
+inputs to time. A backend builds a file from a Graph, opens it, and says what a pattern is worth on its hardware.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +55,25 @@ class Evaluation:
     score: Callable[[Run], Score]
 
 
+@dataclass(frozen=True)
+class Training:
+    """Samples to learn from, none of them among those that are scored.
+
+    n: how many there are. description: one sentence on what they are.
+    batch: (numbers of samples, seed of what is drawn at random) -> inputs by name, and the targets of the loss.
+    loss: (first output, targets) -> mean loss over a batch, in nats; None when the samples have no labels.
+    is_logits: whether the last axis of the first output holds the logits of classes.
+    at_once: how many samples go through the model at once, so that their activations fit into memory.
+    """
+
+    n: int
+    description: str
+    batch: Callable[[Sequence[int], int], tuple[Feeds, Tensor]]
+    loss: Callable[[Tensor, Tensor], Tensor] | None
+    is_logits: bool = True
+    at_once: int = 32
+
+
 @runtime_checkable
 class Source(Protocol):
     """A model and its data.
@@ -76,6 +95,9 @@ class Source(Protocol):
     @property
     def calibration_description(self) -> str:
         """One sentence on the calibration samples."""
+
+    def training(self, n: int | None = None) -> Training:
+        """n samples to learn from, or all there are; never among those that are scored."""
 
     def evaluation(self, n: int) -> Evaluation | None:
         """n held-out samples, or None when the data has no labels."""

@@ -13,9 +13,9 @@ from compressor.errors import SourceError
 from compressor.graph import Feeds, Port, Run
 from compressor.models.pretrained import Pretrained
 from compressor.models.records import Records, short
-from compressor.models.task import perplexity
+from compressor.models.task import next_token_loss, perplexity
 from compressor.models.tokens import context_length, load_tokenizer, windows
-from compressor.source import Evaluation, Score
+from compressor.source import Evaluation, Score, Training
 
 PROMPT_LENGTHS = (16, 12, 8)
 BATCH = 8
@@ -134,17 +134,31 @@ class CausalLM(Pretrained):
     def window(self) -> int:
         return min(self.options.window, context_length(self.model))
 
-    def _windows(self, records: Records, length: int, n: int) -> Tensor:
+    def _windows(self, records: Records, length: int, n: int | None) -> Tensor:
         return windows(records, self.tokenizer, length, n, self.options.seed)
 
     def calibration(self, n: int) -> Sequence[Feeds]:
         return [self.feeds(ids) for ids in self._windows(self.splits.calibration, self.window, n).split(BATCH)]
 
+    def training(self, n: int | None = None) -> Training:
+        ids = self._windows(self.splits.calibration, self.window, n)
+        return Training(
+            len(ids),
+            f"{len(ids)} windows of {self.window} tokens from {self.calibration_description}",
+            lambda rows, seed: (self.feeds(ids[rows]), ids[rows]),
+            next_token_loss,
+            at_once=self._at_once,
+        )
+
+    @property
+    def _at_once(self) -> int:
+        return max(1, MOST_LOGITS // (self.window * self._vocabulary))
+
     def evaluation(self, n: int) -> Evaluation | None:
         if self.splits.evaluation is None:
             return None
         ids, unit = self._windows(self.splits.evaluation, self.window, n), f"windows of {self.window} tokens"
-        size = max(1, min(BATCH, MOST_LOGITS // (self.window * self._vocabulary)))
+        size = min(BATCH, self._at_once)
 
         def score(run: Run) -> Score:
             losses = [loss for batch in ids.split(size) for loss in _losses(run(self.feeds(batch))["logits"], batch)]

@@ -12,7 +12,7 @@ from compressor.graph import Feeds, Port
 from compressor.models.images import Pixels
 from compressor.models.pretrained import Pretrained
 from compressor.models.records import short
-from compressor.source import Evaluation
+from compressor.source import Evaluation, Training
 
 PORT = "pixel_values"
 
@@ -58,6 +58,11 @@ class ImageClassification(Pretrained):
 
     def calibration(self, n: int) -> Sequence[Feeds]:
         return self._pixels.batches(self.splits.calibration, n)
+
+    def training(self, n: int | None = None) -> Training:
+        config = self.model.config
+        described = self.calibration_description
+        return self._pixels.training(self.splits.calibration, n, config.label2id, config.num_labels, described)
 
     def evaluation(self, n: int) -> Evaluation | None:
         records, config = self.splits.evaluation, self.model.config

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from compressor.errors import SourceError
 from compressor.graph import Feeds, Port, Run
 from compressor.models.pretrained import Pretrained
-from compressor.models.task import perplexity
+from compressor.models.task import IGNORED, class_loss, perplexity
 from compressor.models.tokens import context_length, load_tokenizer, windows
-from compressor.source import Evaluation, Score
+from compressor.source import Evaluation, Score, Training
 
 MASKED_SHARE = 0.15  # as BERT was trained
 BATCH = 8
@@ -81,18 +81,34 @@ class MaskedLM(Encoder):
         ids = windows(self.splits.calibration, self.tokenizer, self.window, n, self.options.seed)
         return [self.feeds(batch) for batch in ids.split(BATCH)]
 
-    def evaluation(self, n: int) -> Evaluation | None:
-        if self.splits.evaluation is None:
-            return None
-        mask_id = self.tokenizer.mask_token_id
-        if mask_id is None:
+    @property
+    def _mask_id(self) -> int:
+        if self.tokenizer.mask_token_id is None:
             raise SourceError(
                 f"the tokenizer of {self.name} has no mask token",
                 found="mask_token is not set",
                 hint="tokenizer.mask_token = ..., then save_pretrained",
             )
+        return self.tokenizer.mask_token_id
+
+    def training(self, n: int | None = None) -> Training:
+        ids = windows(self.splits.calibration, self.tokenizer, self.window, n, self.options.seed)
+        mask_id = self._mask_id
+
+        def batch(rows: Sequence[int], seed: int) -> tuple[Feeds, Tensor]:
+            hidden = self._hidden(ids[rows], seed)
+            return self.feeds(ids[rows].masked_fill(hidden, mask_id)), ids[rows].masked_fill(~hidden, IGNORED)
+
+        what = f"{len(ids)} windows of {self.window} tokens, {MASKED_SHARE:.0%} masked, from"
+        return Training(len(ids), f"{what} {self.calibration_description}", batch, class_loss)
+
+    def evaluation(self, n: int) -> Evaluation | None:
+        if self.splits.evaluation is None:
+            return None
+        mask_id = self._mask_id
         ids = windows(self.splits.evaluation, self.tokenizer, self.window, n, self.options.seed)
-        hidden, unit = self._hidden(ids), f"windows of {self.window} tokens, {MASKED_SHARE:.0%} masked"
+        hidden = self._hidden(ids, self.options.seed)
+        unit = f"windows of {self.window} tokens, {MASKED_SHARE:.0%} masked"
 
         def score(run: Run) -> Score:
             losses: list[float] = []
@@ -104,8 +120,8 @@ class MaskedLM(Encoder):
 
         return Evaluation(f"{len(ids)} {unit}, from {self.described(self.splits.evaluation)}", score)
 
-    def _hidden(self, ids: Tensor) -> Tensor:
+    def _hidden(self, ids: Tensor, seed: int) -> Tensor:
         """Which tokens are masked (n, window): never a special one, and at least one in each window."""
-        noise = torch.rand(ids.shape, generator=torch.Generator().manual_seed(self.options.seed))
+        noise = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
         noise[torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))] = 1
         return (noise < MASKED_SHARE) | (noise == noise.min(dim=1, keepdim=True).values)

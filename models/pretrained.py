@@ -17,7 +17,7 @@ from compressor.graph import Feeds, Graph, Port, Run, lower
 from compressor.models import zoo
 from compressor.models.data import Kind, Records, Splits, open_data
 from compressor.models.task import Options
-from compressor.source import Evaluation
+from compressor.source import Evaluation, Training
 
 
 class Pretrained(ABC):
@@ -43,6 +43,9 @@ class Pretrained(ABC):
 
     @abstractmethod
     def calibration(self, n: int) -> Sequence[Feeds]: ...
+
+    @abstractmethod
+    def training(self, n: int | None = None) -> Training: ...
 
     @abstractmethod
     def evaluation(self, n: int) -> Evaluation | None: ...

@@ -7,6 +7,7 @@ The function returns one of
 """
 
 import copy
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 
 from compressor.errors import DataError, SourceError
 from compressor.graph import Feeds, Graph, Port, Run, lower
+from compressor.models.brought import brought
 from compressor.models.data import Splits, open_data
 from compressor.models.images import Pixels
-from compressor.models.task import Options, check_finite
-from compressor.source import Evaluation
+from compressor.models.task import Options, check_finite, class_loss
+from compressor.source import Evaluation, Training
 
 NOT_THEIRS = (__file__, "<frozen", str(Path(torch.__file__).parent), str(Path(importlib.__file__).parent))
 RETURNS = "return module, example_tensor   (or compressor.Model)"
@@ -41,6 +43,8 @@ class Model:
     prepare: one PIL image -> one input tensor (C, H, W); makes `--data` with images usable.
     calibration: example-like inputs to calibrate on when there is no --data.
     labels: class names in output order, when the data's labels are names.
+    training: (example-like inputs, targets) to recover on when there is no --data.
+    loss: (first output, targets) -> mean loss; by default targets are class numbers.
     """
 
     module: nn.Module
@@ -48,6 +52,8 @@ class Model:
     prepare: Callable[[Any], Tensor] | None = None
     calibration: Sequence[Any] = ()
     labels: Sequence[str] = ()
+    training: Sequence[tuple[Any, Tensor]] = ()
+    loss: Callable[[Tensor, Tensor], Tensor] = class_loss
 
 
 class PythonSource:
@@ -158,6 +164,17 @@ class ModuleSource:
                 chosen.append({name: x[:n] if x.ndim else x for name, x in feeds.items()})
                 n -= len(next(iter(feeds.values())))
         return chosen
+
+    def training(self, n: int | None = None) -> Training:
+        model, is_logits = self.model, self._n_classes is not None
+        if not self.options.data and (model.training or model.calibration):
+            pairs = model.training or [(inputs, None) for inputs in model.calibration]
+            named = [(self._named(inputs), targets) for inputs, targets in pairs]
+            return brought(self.name, named, n, self.options.seed, model.loss, is_logits)
+        records = self.splits.calibration
+        label2id = {label: i for i, label in enumerate(model.labels)}
+        made = self._pixels.training(records, n, label2id, self._n_classes, records.description)
+        return dataclasses.replace(made, loss=made.loss and model.loss)
 
     def evaluation(self, n: int) -> Evaluation | None:
         records = self.splits.evaluation if self.options.data else None

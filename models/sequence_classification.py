@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from compressor.errors import SourceError
 from compressor.graph import Feeds, Run
 from compressor.models.masked_lm import BATCH, Encoder
 from compressor.models.records import Record
-from compressor.models.task import batches, choose, label_ids, top1
-from compressor.source import Evaluation, Score
+from compressor.models.task import batches, choose, class_loss, is_labelled, label_ids, top1
+from compressor.source import Evaluation, Score, Training
 
 
 class SequenceClassification(Encoder):
@@ -22,6 +24,22 @@ class SequenceClassification(Encoder):
         # Like lengths together: padding would count as input.
         texts.sort(key=lambda record: len(record["text"]))
         return [self._encode(batch) for batch in batches(texts, BATCH)]
+
+    def training(self, n: int | None = None) -> Training:
+        records, config = self.splits.calibration, self.model.config
+        texts = [records.items[i] for i in choose(len(records), n, self.options.seed)]
+        is_known = is_labelled(records)
+        labels = (
+            label_ids([record["label"] for record in texts], config.label2id, config.num_labels)
+            if is_known
+            else torch.zeros(len(texts))
+        )
+        return Training(
+            len(texts),
+            f"{len(texts)} texts from {self.calibration_description}",
+            lambda rows, seed: (self._encode([texts[i] for i in rows]), labels[rows]),
+            class_loss if is_known else None,
+        )
 
     def evaluation(self, n: int) -> Evaluation | None:
         records = self.splits.evaluation

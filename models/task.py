@@ -7,13 +7,30 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from compressor.errors import DataError, SourceError
+from compressor.models.records import Records
 from compressor.source import Options, Score
 
-__all__ = ["Options", "batches", "check_finite", "choose", "label_ids", "perplexity", "top1"]
+__all__ = [
+    "IGNORED",
+    "Options",
+    "batches",
+    "check_finite",
+    "choose",
+    "class_loss",
+    "is_labelled",
+    "label_ids",
+    "next_token_loss",
+    "perplexity",
+    "top1",
+]
 
 T = TypeVar("T")
+
+IGNORED = -100
+"""A target that no loss is taken of."""
 
 
 def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -21,13 +38,31 @@ def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
         yield items[start : start + size]
 
 
-def choose(n_available: int, n: int, seed: int) -> list[int]:
-    """n indices in order (or all there are), one at random from each of n equal stretches of what is available."""
-    n = min(n, n_available)
+def choose(n_available: int, n: int | None, seed: int) -> list[int]:
+    """n indices in order (all there are for None, or where n are not), one at random from each of n equal stretches."""
+    n = n_available if n is None else min(n, n_available)
     edges = [i * n_available // n for i in range(n + 1)] if n else []
     generator = torch.Generator().manual_seed(seed)
     # Within a stretch at random: every k-th sample of data that repeats every k would all be alike.
     return [int(torch.randint(low, high, (), generator=generator)) for low, high in pairwise(edges)]
+
+
+# *** losses ***
+
+
+def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats of the tokens after the first, for logits (B, S, V) and ids (B, S)."""
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats, for logits (..., classes) and class numbers (...); `IGNORED` ones apart."""
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
+
+
+def is_labelled(records: Records) -> bool:
+    """Whether every sample has a label to learn from."""
+    return all(record.get("label") is not None for record in records.items)
 
 
 # *** scores ***

@@ -41,15 +41,16 @@ def context_length(model: Any) -> int:
     return length - next(offsets, 0)
 
 
-def windows(records: Records, tokenizer: Any, length: int, n: int, seed: int) -> Tensor:
-    """n windows (or all there are) of consecutive tokens (n, length), in order, none overlapping.
+def windows(records: Records, tokenizer: Any, length: int, n: int | None, seed: int) -> Tensor:
+    """n windows (or all there are, as for None) of consecutive tokens (n, length), in order, none overlapping.
 
     Each begins and ends with the special tokens that the tokenizer puts around a text (BERT's [CLS] and [SEP], Gemma's
     <bos>). Raises DataError when the text is shorter than one window.
     """
     before, after = _around(tokenizer)
     inner = length - len(before) - len(after)
-    text = _thinned(records.items[0]["text"], n, MOST_CHARACTERS * length)
+    text = records.items[0]["text"]
+    text = text if n is None else _thinned(text, n, MOST_CHARACTERS * length)
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     available = len(ids) // inner if inner > 0 else 0
     if not available:
