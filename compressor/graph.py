@@ -7,6 +7,7 @@ exported program is made anew from the graph when it is next needed.
 import copy
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -54,6 +55,17 @@ class Graph:
     def orphans(self) -> list[Orphan]:
         """Every weight of two or more axes that is not a site, with the reason."""
         return find_orphans(self.module, self.sites)
+
+    def copy(self) -> "Graph":
+        """The same graph with tensors of its own."""
+        other = copy.copy(self)
+        for cached in ("sites", "orphans"):
+            other.__dict__.pop(cached, None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own copying warns of torch's own future
+            other.module = copy.deepcopy(self.module)
+        other._program = None
+        return other
 
     def run(self, feeds: Feeds) -> dict[str, Tensor]:
         """Outputs by name for inputs by name; no gradients."""

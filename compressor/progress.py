@@ -1,15 +1,21 @@
 """Progress of long work: a bar in a terminal, silence in a pipe."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+
+class Step(Protocol):
+    """To be called after each step; note: what stands beside the bar from then on, unless it is empty."""
+
+    def __call__(self, note: str = "") -> None: ...
 
 
 class Progress(Protocol):
     """Where long work says how far it is."""
 
-    def task(self, label: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
+    def task(self, label: str, total: int | None) -> AbstractContextManager[Step]:
         """A context manager that gives a function to call after each of `total` steps; None when nobody knows."""
 
     def say(self, text: str) -> None:
@@ -20,8 +26,8 @@ class Quiet:
     """Says nothing."""
 
     @contextmanager
-    def task(self, label: str, total: int | None) -> Iterator[Callable[[], None]]:
-        yield lambda: None
+    def task(self, label: str, total: int | None) -> Iterator[Step]:
+        yield lambda note="": None
 
     def say(self, text: str) -> None:
         return None
@@ -39,7 +45,7 @@ class Terminal:
         self._console = Console(stderr=True)
 
     @contextmanager
-    def task(self, label: str, total: int | None) -> Iterator[Callable[[], None]]:
+    def task(self, label: str, total: int | None) -> Iterator[Step]:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
@@ -53,7 +59,7 @@ class Terminal:
         )
         with Bar(*columns, console=self._console, transient=True) as bar:
             task = bar.add_task(label, total=total)
-            yield lambda: bar.advance(task)
+            yield lambda note="": bar.update(task, advance=1, description=f"{label} {note}" if note else None)
 
     def say(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False, highlight=False)

@@ -69,7 +69,7 @@ def _is_floating(node: fx.Node) -> bool:
 
 def _last_read(sites: Sequence[WeightSite], index: dict[fx.Node, int]) -> dict[fx.Node, int]:
     """Every value that a site depends on, in graph order, and the position of its last reader; weights are left out."""
-    needed = _ancestors(use.activation for site in sites for use in site.uses)
+    needed = ancestors(use.activation for site in sites for use in site.uses)
     readers = needed | {use.node for site in sites for use in site.uses}
     return {
         node: max(index[user] for user in node.users if user in readers)
@@ -81,7 +81,7 @@ def _last_read(sites: Sequence[WeightSite], index: dict[fx.Node, int]) -> dict[f
 def _read_to_the_end(sites: Sequence[WeightSite], index: dict[fx.Node, int]) -> dict[fx.Node, int]:
     """As `_last_read`, and every value between the sites and the output that is scored, which reads it last."""
     output = list(index)[-1]
-    needed = _ancestors([scored(output), *(use.node for site in sites for use in site.uses)])
+    needed = ancestors([scored(output), *(use.node for site in sites for use in site.uses)])
     readers = needed | {output}
     return {
         node: max((index[user] for user in node.users if user in readers), default=index[output])
@@ -121,7 +121,8 @@ def _cuts(uses: list[tuple[int, WeightSite]], crossing: list[int]) -> list[int]:
     ]
 
 
-def _ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes, and every node that they depend on."""
     found, waiting = set(), list(nodes)
     while waiting:
         node = waiting.pop()
