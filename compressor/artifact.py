@@ -61,6 +61,17 @@ def staged(output: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def resumable(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output`, for what a run that was killed goes on from; removed when one ends well.
+
+    It need not exist, neither at the start nor at the end.
+    """
+    folder = output.resolve().parent / f".{output.name}.kept"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def folder_size(folder: Path, pattern: str = "*") -> int:
     """Bytes of the files in a folder that match a glob."""
     return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import RECIPE, REPORT, check_free, staged
+from compressor.artifact import RECIPE, REPORT, check_free, resumable, staged
 from compressor.engine import EngineBackend
 from compressor.errors import BackendError, RecipeError
 from compressor.pipeline import dump_graphs
@@ -41,8 +41,8 @@ def export(
     check_free(output, overwrite)
     source = open_source(model, recipe)
     observers = [dump_graphs(Path(dump_graph))] if dump_graph else []
-    with staged(output, overwrite) as folder:
-        report = Export(source, backend, recipe, output, progress, observers).run(folder)
+    with resumable(output) as kept, staged(output, overwrite) as folder:
+        report = Export(source, backend, recipe, output, progress, observers, kept).run(folder)
         report = dataclasses.replace(report, output=output.name)
         report.write(folder / REPORT)
         (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")

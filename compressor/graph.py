@@ -56,17 +56,6 @@ class Graph:
         """Every weight of two or more axes that is not a site, with the reason."""
         return find_orphans(self.module, self.sites)
 
-    def copy(self) -> "Graph":
-        """The same graph with tensors of its own."""
-        other = copy.copy(self)
-        for cached in ("sites", "orphans"):
-            other.__dict__.pop(cached, None)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own copying warns of torch's own future
-            other.module = copy.deepcopy(self.module)
-        other._program = None
-        return other
-
     def run(self, feeds: Feeds) -> dict[str, Tensor]:
         """Outputs by name for inputs by name; no gradients."""
         with torch.no_grad():
@@ -84,7 +73,9 @@ class Graph:
     def copy(self) -> "Graph":
         """The graph with parameters and buffers of its own; tied ones stay tied."""
         made = copy.copy(self)
-        made.module, made.example = copy.deepcopy(self.module), dict(self.example)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own copying warns of torch's own future
+            made.module, made.example = copy.deepcopy(self.module), dict(self.example)
         made._program = None
         made.__dict__.pop("sites", None)
         made.__dict__.pop("orphans", None)

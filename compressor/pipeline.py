@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from compressor.errors import RecipeError
 from compressor.graph import Feeds, Graph
 from compressor.progress import Progress, Quiet
 from compressor.registry import load
 from compressor.sites import Orphan, WeightSite
+from compressor.source import Training
 from compressor.spec import build, format_spec, parse_specs
 
 Status = Literal["changed", "left", "refused"]
@@ -43,10 +44,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One pass's rows, and how long it took in seconds."""
+    """One pass's rows, what else it has to say in sentences, and how long it took in seconds."""
 
     rows: tuple[Row, ...]
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def of(self, status: Status) -> list[Row]:
         return [row for row in self.rows if row.status == status]
@@ -58,12 +60,16 @@ class Context:
 
     calibration: batches of n samples (inputs by name). seed: for every random choice.
     dense: a copy of the graph from before the first pass, where a pass of the pipeline says `needs_dense`.
+    training: n samples to learn from, or all there are for None.
+    kept: a folder that outlives a killed run, to go on from; None when nothing is to be kept.
     """
 
     calibration: Callable[[int], Sequence[Feeds]] = lambda n: []
     seed: int = 0
     progress: Progress = field(default_factory=Quiet)
     dense: Graph | None = None
+    training: Callable[[int | None], Training] | None = None
+    kept: Path | None = None
 
 
 class Pass(Protocol):
@@ -92,6 +98,23 @@ class Pass(Protocol):
 
     def ensures(self, graph: Graph, outcome: Outcome) -> None:
         """Raise InternalError unless every row marked "changed" is true of the graph as it now stands."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """What a pass offers besides when it trains.
+
+    training_samples: how many it learns from; None for all there are.
+    """
+
+    @property
+    def training_samples(self) -> int | None: ...
+
+    def check(self, training: Training) -> None:
+        """Raise DataError when these samples will not do; called before any time is spent."""
+
+    def foretell(self, graph: Graph, training: Training) -> str:
+        """How much it would train, and how long that takes on this machine; touches no weight."""
 
 
 Observer = Callable[[int, str, Graph], None]  # (stage number, its name, the graph after it)

@@ -11,12 +11,12 @@ import torch
 from compressor.calibrate import input_of, measure
 from compressor.driver import open_backend, open_source, resolve, settle
 from compressor.graph import Feeds, Graph
-from compressor.pipeline import format_pass
+from compressor.pipeline import Learner, format_pass
 from compressor.progress import QUIET, Progress
 from compressor.proof import site_records
 from compressor.recipe import Recipe
 from compressor.report import SiteRecord, as_json
-from compressor.run import engine_shapes
+from compressor.run import check_training, engine_shapes
 from compressor.sites import WeightSite
 
 GEMM = 768  # side of the product that tells how fast this machine is
@@ -33,7 +33,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be done, and what it would cost. cost: None when no calibration is needed."""
+    """What would be done, and what it would cost. cost: None when no calibration is needed.
+
+    training: how much would be learned, and how long that takes; "" when nothing is.
+    """
 
     model: str
     origin: str
@@ -44,6 +47,7 @@ class Plan:
     calibration: str
     evaluation: str
     gain: str
+    training: str = ""
 
     @property
     def n_changed(self) -> int:
@@ -73,6 +77,8 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
     asked = [row.asked for row in rows if row.asked]
     sites = [dataclasses.replace(site, holds=None, where="") for site in site_records(graph, rows, {})]
     evaluation = source.evaluation(recipe.samples)
+    check_training(recipe, source.training)
+    learners = [one for one in recipe.passes if isinstance(one, Learner)]
     cost, calibration = None, "none is needed"
     if any(one.needs_data for one in recipe.passes):
         n = max(one.samples for one in recipe.passes)
@@ -91,6 +97,7 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
         calibration,
         evaluation.description if evaluation else "nothing: the data has no labels",
         backend.gain(asked[-1]) if asked else "a dense model: nothing to gain but the runtime itself",
+        "; ".join(one.foretell(graph, source.training(one.training_samples)) for one in learners),
     )
 
 

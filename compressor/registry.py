@@ -19,6 +19,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     # In the order in which a pipeline made of flags runs them.
     "passes": {
         "sparsify": "compressor.passes.sparsify:Sparsify",
+        "recover": "compressor.passes.recover:Recover",
     },
     "backends": {
         "onnxruntime": "compressor.backends.onnxruntime:OnnxRuntime",

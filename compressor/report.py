@@ -98,6 +98,7 @@ class Report:
     """Everything that was measured in one run. True when every promise is met.
 
     parity, scores: None when nothing on this machine runs the artifact; ran_in: what ran it.
+    notes: what passes say besides their rows.
     engine: how far it came, for runtimes that compile one; latency was then taken on the device, as timed_on says.
     """
 
@@ -123,6 +124,7 @@ class Report:
     engine: Engine | None = None
     ran_in: str = ""
     timed_on: str = "1 thread"
+    notes: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return all(promise.met for promise in self.promises)

@@ -1,10 +1,11 @@
 """One export: its steps in order, how long each took, and the report that they add up to."""
 
 import dataclasses
+import functools
 import gc
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,12 +24,12 @@ from compressor.graph import Feeds, Graph, Run
 from compressor.latency import Comparison
 from compressor.onnx_file import MODEL_FILE
 from compressor.parity import Parity
-from compressor.pipeline import Context, Observer, Outcome, format_pass, run_pipeline
+from compressor.pipeline import Context, Learner, Observer, Outcome, format_pass, run_pipeline
 from compressor.progress import Progress
 from compressor.recipe import Recipe
 from compressor.report import Promise, Report, Scores, SiteRecord, Sizes, score_drop
 from compressor.shapes import Range, choose_shapes, parse_shapes, usual_feeds
-from compressor.source import Backend, Evaluation, Score, Source
+from compressor.source import Backend, Evaluation, Score, Source, Training
 
 DENSE_TWIN = ".dense"
 NO_LABELS = "the data has no labels, so nothing was scored"
@@ -48,7 +49,10 @@ class _Proof:
 
 
 class Export:
-    """A source, a backend and a recipe, about to become an artifact. output: what the artifact will be called."""
+    """A source, a backend and a recipe, about to become an artifact.
+
+    output: what the artifact will be called. kept: a folder for what a run that was killed goes on from.
+    """
 
     def __init__(
         self,
@@ -58,9 +62,11 @@ class Export:
         output: Path,
         progress: Progress,
         observers: Sequence[Observer],
+        kept: Path | None = None,
     ):
         self.source, self.backend, self.recipe, self.output = source, backend, recipe, output
-        self.progress, self.observers = progress, observers
+        self.progress, self.observers, self.kept = progress, observers, kept
+        self._training = functools.cache(source.training)
         self.seconds: dict[str, float] = {}
         self.calibration = "none was needed"
 
@@ -102,6 +108,7 @@ class Export:
             )
         if any(one.needs_data for one in self.recipe.passes):
             self.calibration = self.source.calibration_description
+        check_training(self.recipe, self._training)
         return evaluation
 
     def _capture(self) -> Graph:
@@ -124,7 +131,7 @@ class Export:
 
     def _run_passes(self, graph: Graph) -> list[Outcome]:
         dense = graph.copy() if any(one.needs_dense for one in self.recipe.passes) else None
-        context = Context(self._calibrate, self.recipe.seed, self.progress, dense)
+        context = Context(self._calibrate, self.recipe.seed, self.progress, dense, self._training, self.kept)
         with self._stage("run the passes"):
             outcomes = run_pipeline(graph, self.recipe.passes, context, self.observers)
         gc.collect()
@@ -257,6 +264,7 @@ class Export:
             engine=engine,
             ran_in=proven.runs_in,
             timed_on=f"{engine.runtime}, GPU" if engine else "1 thread",
+            notes=tuple(note for outcome in outcomes for note in outcome.notes),
         )
 
     def _gain(self, outcomes: Sequence[Outcome]) -> str:
@@ -271,6 +279,13 @@ class Export:
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+
+
+def check_training(recipe: Recipe, training: Callable[[int | None], Training]) -> None:
+    """Raise DataError when a pass cannot learn from the samples that there are."""
+    for one in recipe.passes:
+        if isinstance(one, Learner):
+            one.check(training(one.training_samples))
 
 
 def engine_shapes(backend: Backend, source: Source, recipe: Recipe, graph: Graph) -> dict[str, Range]:

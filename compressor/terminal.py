@@ -26,9 +26,10 @@ def show_report(report: Report, console: Console, verbose: bool = False) -> None
         if part is not None:
             console.print()
             console.print(part)
-    if report.gain:
-        console.print()
-        console.print(Text(report.gain, style="dim"))
+    for text in (*report.notes, report.gain):
+        if text:
+            console.print()
+            console.print(Text(text, style="dim"))
 
 
 def show_plan(plan: Plan, console: Console, verbose: bool = False) -> None:
@@ -44,6 +45,8 @@ def show_plan(plan: Plan, console: Console, verbose: bool = False) -> None:
     if plan.cost is not None:
         facts.add_row("memory", f"about {human_bytes(plan.cost.memory)}")
         facts.add_row("time", f"about {human_seconds(plan.cost.seconds)} for calibration and solving, on this machine")
+    if plan.training:
+        facts.add_row("training", plan.training)
     facts.add_row("calibration", plan.calibration)
     facts.add_row("scored on", plan.evaluation)
     facts.add_row(plan.backend, plan.gain)

@@ -168,8 +168,8 @@ class ModuleSource:
     def training(self, n: int | None = None) -> Training:
         model, is_logits = self.model, self._n_classes is not None
         if not self.options.data and (model.training or model.calibration):
-            pairs = model.training or [(inputs, None) for inputs in model.calibration]
-            named = [(self._named(inputs), targets) for inputs, targets in pairs]
+            unlabelled: list[tuple[Any, Tensor | None]] = [(inputs, None) for inputs in model.calibration]
+            named = [(self._named(inputs), targets) for inputs, targets in model.training or unlabelled]
             return brought(self.name, named, n, self.options.seed, model.loss, is_logits)
         records = self.splits.calibration
         label2id = {label: i for i, label in enumerate(model.labels)}

@@ -13,6 +13,10 @@ SCRIPTS = {
         ["tiny-gpt2", "--samples", "2", "--calibration-samples", "2", "--window", "16"],
         "| admm | 10",
     ),
+    "benchmarks.recovery": (
+        ["tiny-gpt2", "--only", "method=finetune,steps=1,batch=2,training=8", "--samples", "2", "--window", "16"],
+        "| method=finetune,steps=1,batch=2,training=8 |",
+    ),
     "benchmarks.accuracy": (["tiny-gpt2", "--only", "refit=0", "--samples", "2"], "| refit=0 |"),
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compressor import artifact
-from compressor.artifact import REPORT, check_free, folder_size, staged
+from compressor.artifact import REPORT, check_free, folder_size, resumable, staged
 from compressor.errors import OutputError
 
 DEAD = 2**22 + 1  # above the largest process number
@@ -237,3 +237,25 @@ def test_size_counts_the_files_that_match(tmp_path):
     assert folder_size(tmp_path) == 3
     assert folder_size(tmp_path, "**/*") == 7
     assert folder_size(tmp_path, "*.onnx") == 0
+
+
+# *** what a killed run goes on from ***
+
+
+def half_way(output: Path) -> None:
+    with resumable(output) as folder:
+        folder.mkdir()
+        (folder / "checkpoint").write_text("half way")
+        raise KeyboardInterrupt
+
+
+def test_what_is_kept_outlives_a_run_that_fails_and_goes_with_one_that_ends_well(tmp_path):
+    output = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        half_way(output)
+    assert names(tmp_path) == [".out.kept"]
+    with resumable(output) as folder:
+        assert (folder / "checkpoint").read_text() == "half way"
+    assert names(tmp_path) == []
+    with resumable(output) as folder:
+        assert not folder.exists()

@@ -20,6 +20,7 @@ from compressor.driver import default_output, export
 from compressor.errors import BackendError, DataError, InternalError, OutputError, RecipeError, SourceError, UserError
 from compressor.models.python import ModuleSource
 from compressor.models.task import perplexity
+from compressor.passes.fit import Fit
 from compressor.passes.sparsify import Sparsify
 from compressor.pipeline import parse_pass
 from compressor.proof import promises
@@ -268,6 +269,50 @@ def test_the_artifact_s_own_score_decides_about_the_budget(tmp_path, losses, kep
 def test_without_a_budget_any_score_will_do_but_one_that_is_no_number(tmp_path):
     assert export(Scored(4.0, 4.0, 9.0), PRUNE, output=tmp_path / "a")
     assert met(export(Scored(4.0, math.nan, math.nan), PRUNE, output=tmp_path / "b"))["the score is a number"] is False
+
+
+# *** recovery ***
+
+RECOVER = PRUNE + " | recover{method=finetune,steps=6,batch=8,checks=3,patience=0}"
+
+
+def learner() -> compressor.Model:
+    x = torch.randn(60, 32, generator=torch.Generator().manual_seed(0))
+    return compressor.Model(*mlp(), training=[(x, x[:, :4].argmax(1))])
+
+
+def test_recovery_is_told_in_the_report_and_the_file_holds_the_pattern(tmp_path):
+    report = export(learner(), RECOVER, output=tmp_path / "out")
+    assert met(report) == {COVERAGE: True, PATTERN: True, PARITY: True}
+    [note] = report.notes
+    assert note.startswith("recover: learned from labels for 6 steps of 8")
+    assert note.endswith("60 samples that Sequential brings")
+    assert [site.asked for site in report.sites] == ["2:4", "2:4", ""]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_that_was_killed_while_it_learned_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    export(learner(), RECOVER, output=tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(OnnxRuntime, "stored", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            export(learner(), RECOVER, output=tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.kept", "whole"]
+    monkeypatch.setattr(Fit, "_descend", lambda *_: pytest.fail("the checkpoint was not gone on from"))
+    export(learner(), RECOVER, output=tmp_path / "out")
+    for name in ("model.onnx", "model.onnx.data"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_finetuning_without_labels_is_refused_before_the_model_is_captured(tmp_path, monkeypatch):
+    monkeypatch.setattr(ModuleSource, "lower", lambda *_: pytest.fail("captured before the data was looked at"))
+    model = compressor.Model(*mlp(), calibration=[torch.randn(8, 32)])
+    with pytest.raises(DataError, match="finetune needs labels to learn from") as caught:
+        export(model, RECOVER, output=tmp_path / "out")
+    assert caught.value.found == "none in 8 samples that Sequential brings"
+    assert "--recover distill" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
 
 
 # *** a run that ends early, and leaves nothing ***

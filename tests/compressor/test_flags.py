@@ -47,6 +47,15 @@ def test_flags_set_options_of_their_pass_and_settings_of_the_recipe():
     )
 
 
+def test_recovery_comes_after_what_it_recovers_from():
+    recipe = made(recover="distill", recover_steps=5, recover_augment=["flip"], sparsity="2:4")
+    assert [one.name for one in recipe.passes] == ["sparsify", "recover"]
+    assert str(recipe).endswith(" | recover{method=distill,steps=5,augment=[flip]}")
+    with pytest.raises(RecipeError, match="--recover-steps cannot stand without --recover") as caught:
+        made(recover_steps=5)
+    assert caught.value.hint == "--recover distill"
+
+
 def test_without_a_flag_there_is_no_pass():
     assert made().passes == ()
 

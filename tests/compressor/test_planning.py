@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import compressor
 from compressor import planning
-from compressor.errors import RecipeError
+from compressor.errors import DataError, RecipeError
 from compressor.planning import plan
 
 MAGNITUDE = "export | sparsify{pattern=2:4,method=magnitude,refit=0}"
@@ -92,6 +92,19 @@ def test_a_plan_with_calibration_is_measured_on_a_few_samples(monkeypatch):
     assert 0 < found.cost.seconds < 60
 
 
+def test_a_plan_says_how_much_is_learned_and_how_long_it_takes_and_trains_nothing():
+    model = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 64), nn.Linear(64, 4))
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    made = compressor.Model(model, torch.randn(2, 32), calibration=[torch.randn(40, 32)])
+    found = plan(made, MAGNITUDE + " | recover{method=distill,epochs=2,batch=4}")
+    assert re.fullmatch(
+        r"about \d+ s for 18 steps of 4 on 40 samples that .* brings, 4 of them held out", found.training
+    )
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    with pytest.raises(DataError, match="finetune needs labels"):
+        plan(made, MAGNITUDE + " | recover{method=finetune}")
+
+
 def test_the_estimate_grows_with_the_samples():
     model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256), nn.Linear(256, 4))
     made = compressor.Model(model, torch.randn(2, 256), calibration=[torch.randn(64, 256) for _ in range(16)])
@@ -120,6 +133,7 @@ def test_a_plan_is_json(recurrent):
     loaded = json.loads(plan(recurrent, MAGNITUDE).to_json())
     assert list(loaded) == [
         "schema", "model", "origin", "recipe", "backend", "sites", "cost", "calibration", "evaluation", "gain",
+        "training",
     ]  # fmt: skip
     assert loaded["sites"][0]["asked"] == "2:4"
     assert loaded["sites"][0]["holds"] is None

@@ -33,6 +33,13 @@ def test_a_bar_counts_its_steps_and_goes_when_the_task_ends(shown):
     assert shown.getvalue().endswith("\x1b[2K")  # the line is erased
 
 
+def test_what_is_said_with_a_step_stands_beside_the_bar(shown):
+    with Terminal().task("recovering", total=2) as step:
+        step("loss 3.21")
+        step()
+    assert "recovering loss 3.21" in shown.getvalue()
+
+
 def test_a_pattern_in_brackets_is_text_and_no_markup(shown):
     Terminal().say("sparsify [2:4] [bold]")
     assert "sparsify [2:4] [bold]" in shown.getvalue()
@@ -41,5 +48,6 @@ def test_a_pattern_in_brackets_is_text_and_no_markup(shown):
 def test_silence_is_silent(capfd):
     with Quiet().task("calibrating", total=1) as step:
         step()
+        step("loss 3.21")
     Quiet().say("anything")
     assert capfd.readouterr() == ("", "")

@@ -7,6 +7,7 @@ from compressor.errors import RecipeError
 from compressor.pipeline import format_pass, parse_pass
 from compressor.recipe import DTYPES, PRESETS, Recipe
 from compressor.registry import load, names
+from compressor.spec import required
 
 Sparsify = load("passes", "sparsify")
 
@@ -51,7 +52,8 @@ def test_every_recipe_reads_its_own_yaml(recipe):
 
 @pytest.mark.parametrize("name", sorted(names("passes")))
 def test_every_registered_pass_parses_its_own_print(name):
-    one = load("passes", name)(pattern="2:4")
+    values = {"pattern": "2:4", "method": "distill"}
+    one = load("passes", name)(**{field: values[field] for field in required(load("passes", name))})
     assert parse_pass(format_pass(one)) == one
 
 

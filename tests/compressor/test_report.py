@@ -108,6 +108,7 @@ GOLDEN = {
     | {"layers": [dict.fromkeys(["name", "tactic", "is_sparse", "site"])]},
     "ran_in": None,
     "timed_on": None,
+    "notes": None,
 }
 
 
