@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from compressor.errors import DataError
 from compressor.graph import Feeds, Graph
 from compressor.machine import Machine, Values
 from compressor.progress import Progress
@@ -104,10 +105,17 @@ def calibrate(
     batches: inputs by name. seed: chooses the positions sampled from convolutions' inputs.
     beside: whether the dense model is run too, so that the outputs of its segments are known; cross: and the statistics
     relate its inputs to those of the pruned one. hold_out: whether every fifth batch is kept out of the statistics.
+    Raises DataError when that leaves nothing to learn from.
     """
     parts = segments(graph, sites, whole=beside)
     if not parts:
         return
+    if hold_out and len(batches) < 2:
+        raise DataError(
+            "one calibration batch cannot be both learned from and held out",
+            found=f"{len(next(iter(batches[0].values())))} samples in one batch" if batches else "no samples",
+            hint="more --calibration-samples, or neither --match auto nor --reconstruct",
+        )
     streams = _Streams(graph, batches, beside, cross, held_out(len(batches)) if hold_out else ())
     generator = torch.Generator().manual_seed(seed)
     with progress.task("calibrating", total=(2 * len(parts) - 1) * len(batches)) as step:

@@ -1,5 +1,6 @@
 """The sites of one block, solved and written: what they are fitted to, by which method, and which trial is kept."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.calibrate import Block
+from compressor.errors import DataError
 from compressor.passes.damping import choose_lambda, dampen
 from compressor.passes.methods import method_of
 from compressor.passes.offset import centre, centre_cross, mean_output
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from compressor.passes.sparsify import Sparsify
 
 Numbers = dict[str, float]  # of a row, by name
+
+COLUMNS_PER_ROW = 8
+"""With fewer rows than columns damping takes over, and works with half as many; far below, nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class BlockSolver:
 
     def _solve_site(self, site: WeightSite, statistics: Statistics, is_dense: bool) -> Numbers:
         """Write the site's pruned weights; returns the numbers of its row."""
+        _check_rows(site, statistics.n)
         W = site.matrix()  # (groups, m, d)
         H, x = statistics.gram(), statistics.mean()  # (groups, d, d), (groups, d)
         G, z = (statistics.cross(), statistics.mean_dense()) if is_dense else (H, x)
@@ -88,6 +94,17 @@ class BlockSolver:
             V_g, keep = solve(T_g, H_g, pattern) if keep is None else (T_g * keep, keep)
             solved.append(conjugate_gradients(V_g, keep, T_g, H_g, self.options.refit))
         return torch.stack(solved)
+
+
+def _check_rows(site: WeightSite, n: int) -> None:
+    """Raise DataError when there were too few rows for a Gram matrix of the site's columns to say anything."""
+    if n * COLUMNS_PER_ROW >= site.d:
+        return
+    raise DataError(
+        f"too few calibration samples for {site.name}",
+        found=f"{n} rows for {site.d} columns, where {math.ceil(site.d / COLUMNS_PER_ROW)} are the least",
+        hint="more --calibration-samples, a longer --window, or --method magnitude --refit 0, which needs none",
+    )
 
 
 def _written(block: Block) -> list[Tensor]:

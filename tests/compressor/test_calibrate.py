@@ -15,6 +15,7 @@ from compressor.calibrate import (
     held_out,
     measure,
 )
+from compressor.errors import DataError
 from compressor.graph import Feeds, Graph
 from compressor.machine import Machine
 from compressor.progress import Quiet
@@ -365,6 +366,14 @@ def inputs_of(module: nn.Module, model: nn.Module, feeds: list[Feeds]) -> list[T
 
 def test_every_fifth_batch_is_held_out_and_of_few_the_last():
     assert [list(held_out(n)) for n in (1, 3, 5, 11)] == [[0], [2], [4], [4, 9]]
+
+
+def test_one_batch_cannot_be_learned_from_and_held_out(tower):
+    _, graph = tower
+    with pytest.raises(DataError, match="cannot be both") as caught:
+        next(beside(graph, batches(2, 3, 4, n=1)))
+    assert caught.value.found == "2 samples in one batch"
+    assert next(beside(graph, batches(2, 3, 4, n=1), hold_out=False)).statistics
 
 
 def test_the_dense_stream_stays_dense_while_the_other_is_pruned(tower):

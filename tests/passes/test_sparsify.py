@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.errors import InternalError, RecipeError
+from compressor.errors import DataError, InternalError, RecipeError
 from compressor.graph import Graph
 from compressor.passes.masks import nm_fraction
 from compressor.passes.methods import METHODS
@@ -619,3 +619,14 @@ def test_on_a_trained_gpt2_admm_loses_least_then_sparsegpt_and_magnitude_most():
     assert errors["wanda"] > 1.02 * errors["sparsegpt"]
     assert errors["sparsegpt"] > 1.02 * errors["admm"]
     assert sorted(losses, key=losses.__getitem__)[:2] == ["admm", "sparsegpt"]
+
+
+def test_too_few_rows_for_the_columns_of_a_site_are_refused_with_the_least():
+    x = normal(2, 32)
+    graph = graph_of(nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2)), x)
+    one = parse_pass("sparsify{pattern=2:4,targets=[0.weight]}")
+    with pytest.raises(DataError, match=r"too few calibration samples for 0\.weight") as caught:
+        one.run(graph, Context(lambda n: [{"x0": normal(3, 32)}]))
+    assert caught.value.found == "3 rows for 32 columns, where 4 are the least"
+    rows = one.run(graph, Context(lambda n: [{"x0": normal(4, 32)}])).of("changed")
+    assert [row.site for row in rows] == ["0.weight"]
