@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from compressor import onnx_file
+from compressor import contractions
 from compressor.backends.constants import MOVES, PATH, code_type, evaluate, root
+from compressor.contractions import SITE
 from compressor.engine import Verdict
-from compressor.onnx_file import SITE
 
 N, M = 2, 4
 SPARSE_DTYPES = {"float16": 16, "bfloat16": 16, "int8": 32, "float8_e4m3fn": 32}
@@ -41,7 +41,7 @@ def weight_axes(node: ir.Node) -> list[tuple[int, int]]:
     """(input position, contracted axis) pairs to look for a stored weight at, the usual place first."""
     if node.op_type in _NO_KERNEL:
         return [(_NO_KERNEL[node.op_type], -1)]
-    return onnx_file.weight_axes(node)
+    return contractions.weight_axes(node)
 
 
 # *** reading a weight as its operator does ***

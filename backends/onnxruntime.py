@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from compressor import onnx_file
+from compressor.backends import integers
+from compressor.contractions import Contraction, contractions
 from compressor.errors import BackendError
 from compressor.graph import Feeds, Graph, Run
 from compressor.source import Probe, Stored
@@ -17,6 +19,7 @@ class OnnxRuntime:
     """`--backend onnxruntime` (or `ort`): a folder with `model.onnx` that ONNX Runtime runs on the CPU."""
 
     name = "onnxruntime"
+    quantizes = ("int8-dynamic", "int4")
 
     def probe(self) -> Probe:
         try:
@@ -34,7 +37,10 @@ class OnnxRuntime:
         return ("float32", "float16")
 
     def build(self, graph: Graph, folder: Path) -> None:
-        onnx_file.save(onnx_file.to_onnx(graph), folder)
+        model = onnx_file.to_onnx(graph)
+        if graph.grids:
+            integers.quantize(model, graph.grids)
+        onnx_file.save(model, folder)
 
     def open(self, folder: Path, threads: int = 0) -> Run:
         import onnxruntime
@@ -58,7 +64,14 @@ class OnnxRuntime:
 
     def stored(self, folder: Path) -> dict[str, Stored]:
         model = onnx_file.read(folder / onnx_file.MODEL_FILE)
-        return {
-            found.site: Stored(torch.from_numpy(found.along_last().copy()), f"{found.op} axis {found.axis}")
-            for found in onnx_file.contractions(model)
-        }
+        return {found.site: _as_stored(found) for found in contractions(model)}
+
+
+def _as_stored(found: Contraction) -> Stored:
+    scale = found.scales()
+    return Stored(
+        torch.from_numpy(found.along_last().copy()),
+        f"{found.op} axis {found.axis}",
+        found.dtype,
+        None if scale is None else torch.from_numpy(scale.copy()),
+    )

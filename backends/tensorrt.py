@@ -13,6 +13,7 @@ from compressor import onnx_file
 from compressor.backends import eligibility, tensorrt_build, tensorrt_onnx
 from compressor.backends.tensorrt_build import DENSE, SPARSE, engine_file
 from compressor.backends.tensorrt_child import Child, ask
+from compressor.contractions import contractions
 from compressor.engine import Engine, Verdict
 from compressor.errors import BackendError, NoDeviceError, NotInstalledError
 from compressor.graph import Feeds, Graph, Run
@@ -25,6 +26,7 @@ class TensorRT:
     """`--backend tensorrt`: an engine for this machine's GPU; without one, all that a GPU host needs to build it."""
 
     name = "tensorrt"
+    quantizes = ()
     package = "tensorrt"
     program = "TensorRT"
     needs_device = True
@@ -61,7 +63,7 @@ class TensorRT:
         model = onnx_file.read(folder / onnx_file.MODEL_FILE)
         return {
             found.site: Stored(_as_torch(found.along_last()), f"{found.op} axis {found.axis}")
-            for found in onnx_file.contractions(model)
+            for found in contractions(model)
         }
 
     def check(self, path: Path) -> tuple[Verdict, ...]:

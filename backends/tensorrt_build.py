@@ -20,6 +20,7 @@ from compressor import onnx_file
 from compressor.backends.tensorrt_child import ask
 from compressor.backends.tensorrt_log import read_layers, read_log
 from compressor.backends.tensorrt_onnx import Profile, layer_name, profiles
+from compressor.contractions import contractions
 from compressor.engine import Engine, Layer
 from compressor.errors import BackendError
 from compressor.graph import Feeds, Run
@@ -135,7 +136,7 @@ def engine_file(folder: Path, kind: str) -> Path:
 
 def _layers(folder: Path) -> tuple[Layer, ...]:
     model = onnx_file.read(folder / onnx_file.MODEL_FILE)
-    sites = {layer_name(found.site): found.site for found in onnx_file.contractions(model)}
+    sites = {layer_name(found.site): found.site for found in contractions(model)}
     return read_layers((folder / f"{SPARSE}.layers.json").read_text(encoding="utf-8"), sites)
 
 

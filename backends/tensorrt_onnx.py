@@ -12,8 +12,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from compressor.backends.constants import MOVES, evaluate, root
 from compressor.backends.eligibility import CONTRACTIONS, M, N, most, nonzero, weight_axes
+from compressor.contractions import SITE
 from compressor.errors import BackendError
-from compressor.onnx_file import SITE
 from compressor.shapes import Range
 
 Profile = dict[str, list[list[int]]]  # input -> [least, usual, most]

@@ -94,7 +94,23 @@ def open_backend(recipe: Recipe) -> Backend:
         )
     if recipe.shapes and not isinstance(backend, EngineBackend):
         raise RecipeError(f"backend {recipe.backend!r} builds for all shapes", hint="no --shape")
+    for kind in (one.kind for one in recipe.passes if one.name == "quantize"):  # type: ignore[attr-defined]
+        _check_quantization(backend, kind, recipe)
     return backend
+
+
+def _check_quantization(backend: Backend, kind: str, recipe: Recipe) -> None:
+    """Raise BackendError when the backend has no kernels for this kind, RecipeError when a pass would undo it."""
+    if recipe.passes[-1].name != "quantize":
+        last = recipe.passes[-1].name
+        raise RecipeError(f"{last} after quantize would move weights off their grids", hint=f"{last} first")
+    if kind not in backend.quantizes:
+        known = ", ".join(backend.quantizes) or "no kind of quantization yet"
+        raise BackendError(
+            f"backend {recipe.backend!r} has no {kind} kernels", found=f"it has {known}", hint="--backend onnxruntime"
+        )
+    if recipe.dtype not in (AUTO, "float32"):
+        raise BackendError(f"{kind} weights are multiplied in float32, not {recipe.dtype}", hint="no --dtype")
 
 
 def settle(recipe: Recipe, backend: Backend) -> Recipe:

@@ -81,6 +81,19 @@ FLAGS = (
     Flag("recover", "augment", list[str], "Of images: crop, flip; may be repeated.", names=("--recover-augment",)),
     Flag("recover", "precision", str, "float32, bfloat16 (mixed) or auto.", names=("--recover-precision",)),
     Flag(
+        "quantize", "kind", str,
+        "int8-dynamic: 8-bit weights and activations; int4: 4-bit weights, 8-bit activations.",
+        names=("--quantize",), example="--quantize int8-dynamic",
+    ),
+    Flag("quantize", "sweeps", int, "Sweeps that round each weight so as to make up for others; 0: to the nearest."),
+    Flag("quantize", "group", int, "Weights that share a scale, for int4."),
+    Flag(
+        "quantize", "embeddings", bool, "Store a weight tied to an embedding in 8 bits, once for both.",
+        names=("--embeddings/--no-embeddings",),
+    ),
+    Flag("quantize", "targets", list[str], "Glob over the weights to quantize.", names=("--quantize-targets",)),
+    Flag("quantize", "ignore", list[str], "Glob over weights to keep in float.", names=("--quantize-ignore",)),
+    Flag(
         RECIPE, "data", str,
         "Text, JSONL, CSV or parquet file, image folder, dataset id, or folder with train and test.",
     ),

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compressor.errors import InternalError, SourceError
+from compressor.quantization import Grid, Point
 from compressor.sites import Orphan, WeightSite, find_orphans, find_sites
 
 Feeds = Mapping[str, Tensor]  # input name -> tensor
@@ -45,6 +46,8 @@ class Graph:
         self.module._forward_pre_hooks.clear()
         self.inputs, self.outputs, self.example = inputs, outputs, dict(example)
         self._program: ExportedProgram | None = program
+        self.grids: dict[str, Grid] = {}  # of the weights that were quantized, by name
+        self.points: list[Point] = []  # the activations that are rounded, in order
 
     @cached_property
     def sites(self) -> list[WeightSite]:
@@ -77,6 +80,7 @@ class Graph:
             warnings.simplefilter("ignore", FutureWarning)  # torch's own copying warns of torch's own future
             made.module, made.example = copy.deepcopy(self.module), dict(self.example)
         made._program = None
+        made.grids, made.points = dict(self.grids), list(self.points)
         made.__dict__.pop("sites", None)
         made.__dict__.pop("orphans", None)
         return made

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from compressor import onnx_file
+from compressor.contractions import Contraction, contractions
 from compressor.driver import open_source
 from compressor.errors import SourceError
 from compressor.proof import observed_pattern
@@ -65,16 +66,17 @@ def _users(role: str, others: tuple[str, ...]) -> str:
 def _of_file(path: Path) -> Inspection:
     if not path.is_file():
         raise SourceError(f"cannot find {path}", hint="an .onnx file, an artifact's folder, or a model's name")
-    sites = tuple(_file_site(found) for found in onnx_file.contractions(onnx_file.read(path)))
+    sites = tuple(_file_site(found) for found in contractions(onnx_file.read(path)))
     sizes = [torch.Size(site.shape).numel() for site in sites]
     zeros = sum(round((site.sparsity or 0.0) * size) for site, size in zip(sites, sizes, strict=True))
     return Inspection(path.name, f"{len(sites)} contractions of stored weights in {path}", sites, sum(sizes), zeros)
 
 
-def _file_site(found: onnx_file.Contraction) -> SiteRecord:
+def _file_site(found: Contraction) -> SiteRecord:
     W = torch.from_numpy(found.along_last().copy())
-    axis = found.axis % len(found.weight.shape)
+    axis = found.axis % len(found.shape)
     return SiteRecord(
-        found.site, found.op, tuple(found.weight.numpy().shape), axis, "left", "",
-        found=observed_pattern(W), sparsity=(W == 0).double().mean().item(), where=f"{found.op} axis {axis}",
+        found.site, found.op, found.shape, axis, "left", "",
+        found=observed_pattern(W), sparsity=(W == 0).double().mean().item(),
+        where=f"{found.op} axis {axis}", dtype=found.dtype,
     )  # fmt: skip

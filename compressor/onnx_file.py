@@ -9,45 +9,20 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from compressor import onnx_rounding
+from compressor.contractions import FLOAT_OPERATORS, SITE, through, weight_axes
 from compressor.errors import BackendError
 from compressor.graph import Graph
 
-SITE = "compressor.site"
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 OPSET = 20
 EXTERNAL_FROM = 1024  # bytes
-
-_CONTRACTIONS = ("MatMul", "Gemm", "Conv")
-
-
-@dataclass(frozen=True)
-class Contraction:
-    """A node that contracts a stored weight.
-
-    site: the weight's name. weight: the values. axis: the contracted one, as the node's operator defines it.
-    """
-
-    site: str
-    op: str
-    weight: ir.TensorProtocol
-    axis: int
-
-    def along_last(self) -> np.ndarray:
-        """The weight with its contracted axis moved last. Raises BackendError when its bytes are not there."""
-        try:
-            values = self.weight.numpy()
-        except (OSError, ValueError) as error:
-            hint = f"{MODEL_FILE} and {DATA_FILE} side by side, whole"
-            raise BackendError(f"cannot read the weight {self.site}", found=str(error), hint=hint) from error
-        return np.moveaxis(values, self.axis, -1)
 
 
 def to_onnx(graph: Graph) -> ir.Model:
@@ -61,6 +36,7 @@ def to_onnx(graph: Graph) -> ir.Model:
             optimize=False,
             verbose=False,
             dynamo=True,
+            custom_translation_table=onnx_rounding.translations(),
         )
         assert program is not None
         model = program.model
@@ -89,57 +65,16 @@ def read(path: Path) -> ir.Model:
         raise BackendError(f"cannot read {path.name} as ONNX", found=str(error).splitlines()[0]) from error
 
 
-def contractions(model: ir.Model) -> Iterator[Contraction]:
-    """Every node that contracts a stored weight, in graph order, with the axis its operator contracts.
-
-    Conv: weight axis 1. Gemm: B axis 1 if transB else 0. MatMul: B axis -2, or A axis -1 when the weight is A.
-    A weight behind a Transpose is read through it.
-    """
-    for node in model.graph.all_nodes():
-        if node.op_type in _CONTRACTIONS and node.domain == "":
-            yield from _contraction(node)
-
-
-def _contraction(node: ir.Node) -> Iterator[Contraction]:
-    for position, axis in weight_axes(node):
-        value = node.inputs[position]
-        value, axis = _through_transpose(value, axis)
-        if value is not None and value.const_value is not None and len(value.const_value.shape) >= 2:
-            name = node.metadata_props.get(SITE) or value.name or ""
-            yield Contraction(name, node.op_type, value.const_value, axis)
-            return
-
-
-def weight_axes(node: ir.Node) -> list[tuple[int, int]]:
-    """(input position, contracted axis) pairs to look for a stored weight at, the usual place first."""
-    if node.op_type == "Conv":
-        return [(1, 1)]
-    if node.op_type == "MatMul":
-        return [(1, -2), (0, -1)]
-    transposed = {name: bool(node.attributes.get_int(name, 0)) for name in ("transA", "transB")}
-    return [(1, 1 if transposed["transB"] else 0), (0, 0 if transposed["transA"] else 1)]
-
-
-def _through_transpose(value: ir.Value | None, axis: int) -> tuple[ir.Value | None, int]:
-    producer = value.producer() if value is not None else None
-    if producer is None or producer.op_type != "Transpose" or value is None:
-        return value, axis
-    source = producer.inputs[0]
-    rank = len(source.shape) if source is not None and source.shape is not None else 2
-    permutation = producer.attributes.get_ints("perm", tuple(reversed(range(rank))))
-    return source, permutation[axis]
-
-
 # *** on the way out ***
 
 
 def _stamp(model: ir.Model, names: set[str]) -> None:
     """Write each site's name on the nodes that contract it, while weights still carry their own names."""
     for node in model.graph.all_nodes():
-        if node.op_type not in _CONTRACTIONS:
+        if node.op_type not in FLOAT_OPERATORS:
             continue
         for position, axis in weight_axes(node):
-            value, _ = _through_transpose(node.inputs[position], axis)
+            value, _ = through(node.inputs[position], axis)
             if value is not None and value.name in names:
                 node.metadata_props[SITE] = value.name
 

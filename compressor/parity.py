@@ -12,6 +12,10 @@ TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 values some dozens of times, so each is about a hundred times the rounding of one operation (1e-6, 1e-3, 1e-2), less
 for half precision, whose kernels sum in single."""
 
+ROUNDED = 5e-2
+"""The same where activations are rounded to 8 bits. A value between two codes may fall either way: one code is 1/255
+of the activation's range, and every later rounding can carry it on."""
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -20,7 +24,8 @@ class Parity:
     difference: largest over outputs and inputs, relative to the output's largest value.
     same_tokens: whether greedy generation gives identical tokens (None where the task has none).
     tokens: how many were compared.
-    tokens_decide: whether other tokens are a failure; in half precision a near tie may fall either way.
+    tokens_decide: whether other tokens are a failure; in half precision, and where
+        activations are rounded, a near tie may fall either way.
     """
 
     difference: float

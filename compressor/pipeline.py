@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import fnmatch
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -32,6 +32,7 @@ class Row:
     status: "changed"; "left" dense because the request did not name it; or "refused" though it was named.
     reason: why it was left or refused; empty when changed.
     asked: the pattern that its weight was to take, where one was asked for.
+    dtype: the type that its weight was to be stored in, where one was asked for (`int8`).
     numbers: figures of the change, by name (`sparsity`, `relative_error`).
     """
 
@@ -39,6 +40,7 @@ class Row:
     status: Status
     reason: str = ""
     asked: str = ""
+    dtype: str = ""
     numbers: dict[str, float] = field(default_factory=dict)
 
 
@@ -157,33 +159,37 @@ def format_pass(one: Pass) -> str:
     return format_spec(one.name, one)
 
 
+LEFT = {
+    "stem": "the stem reads the input: dense unless named by --targets",
+    "head": "the head makes the scored output: dense unless named by --targets",
+    "tied": "tied to an embedding: dense unless named by --targets",
+}
+
+
 def choose(
-    sites: Iterable[WeightSite], targets: Sequence[str], ignore: Sequence[str], orphans: Iterable[Orphan] = ()
+    sites: Iterable[WeightSite],
+    targets: Sequence[str],
+    ignore: Sequence[str],
+    orphans: Iterable[Orphan] = (),
+    left: Mapping[str, str] = LEFT,
 ) -> tuple[list[WeightSite], list[Row]]:
     """Sites that the globs name, and a row for each other weight: "left", or "refused" where an orphan is named.
 
-    A glob matches a name with or without its `.weight`. The stem, the head and weights tied to an embedding are left
-    dense unless a glob other than `*` names them. Raises RecipeError when a glob names nothing.
+    left: the roles that are left alone unless a glob other than `*` names them, with the reason.
+    A glob matches a name with or without its `.weight`. Raises RecipeError when a glob names nothing.
     """
     sites, orphans = list(sites), list(orphans)
     for glob in (*targets, *ignore):
         _check_glob(glob, [site.name for site in sites] + [one.name for one in orphans])
     named, rows = [], []
     for site in sites:
-        reason = _why_left(site, targets, ignore)
+        reason = _why_left(site, targets, ignore, left)
         if reason:
             rows.append(Row(site.name, "left", reason))
         else:
             named.append(site)
     asked = [one for one in orphans if one.is_refused and _is_named(one.name, targets, ignore)]
     return named, rows + [Row(one.name, "refused", one.reason) for one in asked]
-
-
-_LEFT = {
-    "stem": "the stem reads the input: dense unless named by --targets",
-    "head": "the head makes the scored output: dense unless named by --targets",
-    "tied": "tied to an embedding: dense unless named by --targets",
-}
 
 
 def _is_named(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
@@ -201,13 +207,13 @@ def _matches(name: str, glob: str) -> bool:
     return any(fnmatch.fnmatchcase(form, glob) for form in (name, name.removesuffix(".weight")))
 
 
-def _why_left(site: WeightSite, targets: Sequence[str], ignore: Sequence[str]) -> str:
+def _why_left(site: WeightSite, targets: Sequence[str], ignore: Sequence[str], left: Mapping[str, str]) -> str:
     if any(_matches(site.name, glob) for glob in ignore):
         return "ignored by request"
     matching = [glob for glob in targets if _matches(site.name, glob)]
     if not matching:
         return "not among the targets"
-    return _LEFT.get(site.role, "") if set(matching) == {"*"} else ""
+    return left.get(site.role, "") if set(matching) == {"*"} else ""
 
 
 def dump_graphs(folder: Path) -> Observer:

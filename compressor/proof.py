@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compressor.graph import Feeds, Graph, Run
 from compressor.latency import Comparison, compare
-from compressor.parity import TOLERANCE, Parity, difference
+from compressor.parity import ROUNDED, TOLERANCE, Parity, difference
 from compressor.pattern import NM, parse_pattern
 from compressor.pipeline import Row
 from compressor.progress import Progress
@@ -28,8 +28,7 @@ def site_records(graph: Graph, rows: Iterable[Row], stored: Mapping[str, Stored]
     """Each site with what was asked of it last, and what the file holds; then every weight that is no site."""
     asked: dict[str, Row] = {}
     for row in rows:
-        if row.site not in asked or row.status != "left":
-            asked[row.site] = row
+        asked[row.site] = _merged(asked[row.site], row) if row.site in asked else row
     untouched = Row("", "left", "no pass names it")
     records = [_record(site, asked.get(site.name, untouched), stored.get(site.name)) for site in graph.sites]
     orphans = [
@@ -44,6 +43,7 @@ def _record(site: WeightSite, row: Row, found: Stored | None) -> SiteRecord:
         site.name, site.op, site.shape, site.axis, row.status, row.reason,
         asked=row.asked, holds=False if row.status == "changed" else None,
         where="not found in the file", relative_error=row.numbers.get("relative_error"),
+        rounding_error=row.numbers.get("rounding_error"),
     )  # fmt: skip
     if found is None:
         return record
@@ -51,18 +51,36 @@ def _record(site: WeightSite, row: Row, found: Stored | None) -> SiteRecord:
         record,
         found=observed_pattern(found.W),
         sparsity=(found.W == 0).double().mean().item(),
-        holds=_holds(site, row.asked, found.W) if row.status == "changed" else None,
+        holds=_holds(site, row, found) if row.status == "changed" else None,
         where=found.where,
+        dtype=found.dtype,
     )
 
 
-def _holds(site: WeightSite, asked: str, W: Tensor) -> bool:
-    """Whether the file has the pattern on the axis its operator contracts, and every zero of the graph's weight."""
-    pattern = parse_pattern(asked) if asked else None
+def _merged(before: Row, after: Row) -> Row:
+    """What two passes say of one site: what either asked for and measured; a refusal stays one."""
+    if after.status == "left" or before.status == "refused":
+        return before
+    numbers = before.numbers | after.numbers
+    return dataclasses.replace(
+        after, asked=after.asked or before.asked, dtype=after.dtype or before.dtype, numbers=numbers
+    )
+
+
+def _holds(site: WeightSite, row: Row, found: Stored) -> bool:
+    """Whether the file has the pattern on the axis its operator contracts, every zero of the graph's weight, and codes
+    of the type that was asked for, with scales that are positive numbers."""
+    W, pattern = found.W, parse_pattern(row.asked) if row.asked else None
+    if row.dtype and (row.dtype != found.dtype or found.scale is None or not _is_positive(found.scale)):
+        return False
     if isinstance(pattern, NM) and most_nonzero(W, pattern.m) > pattern.n:
         return False
     expected = site.weight.detach().movedim(site.axis, -1)
     return expected.shape == W.shape and bool((W[expected == 0] == 0).all())
+
+
+def _is_positive(scale: Tensor) -> bool:
+    return bool((torch.isfinite(scale) & (scale > 0)).all())
 
 
 def most_nonzero(W: Tensor, m: int) -> int:
@@ -84,18 +102,20 @@ def observed_pattern(W: Tensor) -> str:
 # *** parity ***
 
 
-def prove_parity(source: Source, reference: Run, artifact: Run, dtype: str) -> Parity:
-    """Torch against the artifact on every workload, and greedy tokens where the task generates."""
-    workloads = source.workloads()
+def prove_parity(source: Source, reference: Run, artifact: Run, dtype: str, is_rounded: bool = False) -> Parity:
+    """Torch against the artifact on every workload, and greedy tokens where the task generates.
+
+    is_rounded: whether activations are rounded, in both alike.
+    """
+    workloads, allowed = source.workloads(), ROUNDED if is_rounded else TOLERANCE[dtype]
     gap = max(difference(cast(reference, dtype), artifact, in_dtype(feeds, dtype)) for feeds in workloads.values())
     expected = source.generate(cast(reference, dtype), GREEDY_TOKENS)
     found = source.generate(artifact, GREEDY_TOKENS)
     if expected is None or found is None:
-        return Parity(gap, TOLERANCE[dtype], tuple(workloads))
+        return Parity(gap, allowed, tuple(workloads))
     equal = int((expected == found).sum())
-    return Parity(
-        gap, TOLERANCE[dtype], tuple(workloads), equal == expected.numel(), expected.numel(), dtype == "float32"
-    )
+    decide = dtype == "float32" and not is_rounded
+    return Parity(gap, allowed, tuple(workloads), equal == expected.numel(), expected.numel(), decide)
 
 
 def cast(run: Run, dtype: str) -> Run:
@@ -156,7 +176,8 @@ def _pattern(sites: Sequence[SiteRecord]) -> Promise | None:
     detail = f"{len(asked) - len(broken)} of {len(asked)} sites, on the axis the runtime contracts"
     if broken:
         detail += f"; not {broken[0].name} ({broken[0].where}, found {broken[0].found or 'no pattern'})"
-    return Promise("the written file holds the pattern", not broken, detail)
+    what = "the codes and the pattern" if any(site.dtype.startswith("int") for site in asked) else "the pattern"
+    return Promise(f"the written file holds {what}", not broken, detail)
 
 
 def _parity(parity: Parity | None) -> Promise:

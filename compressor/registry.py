@@ -20,6 +20,7 @@ _BUILT_IN: dict[str, dict[str, str]] = {
     "passes": {
         "sparsify": "compressor.passes.sparsify:Sparsify",
         "recover": "compressor.passes.recover:Recover",
+        "quantize": "compressor.passes.quantize:Quantize",
     },
     "backends": {
         "onnxruntime": "compressor.backends.onnxruntime:OnnxRuntime",

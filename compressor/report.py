@@ -35,6 +35,7 @@ class SiteRecord:
     verdict: whether a sparse kernel of the runtime can take it, or the rule it breaks; "" for runtimes without any.
     kernel: the kernel that it got in the engine, where that is known.
     relative_error: squared change of the site's outputs on calibration data, as a share of their energy.
+    dtype: what the weight is stored in. rounding_error: as relative_error, of its rounding to codes alone.
     """
 
     name: str
@@ -51,6 +52,8 @@ class SiteRecord:
     relative_error: float | None = None
     verdict: str = ""
     kernel: str = ""
+    dtype: str = ""
+    rounding_error: float | None = None
 
 
 @dataclass(frozen=True)

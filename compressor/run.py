@@ -207,13 +207,16 @@ class Export:
         rows = (row for one in outcomes for row in one.rows)
         with self._stage("check the artifact"):
             sites = proof.site_records(graph, rows, self.backend.stored(folder))
-            parity = proof.prove_parity(self.source, reference.run, artifact, self.recipe.dtype) if artifact else None
+            parity = self._parity(reference, artifact) if artifact else None
         promises = proof.promises(sites, scores, parity, self.recipe.allow_partial)
         if isinstance(self.backend, EngineBackend) and engine is not None:
             sites = finish.with_verdicts(sites, self.backend.check(folder / MODEL_FILE), engine)
             promises += finish.engine_promises(sites, engine)
         unscored = "" if scores else _unscored(evaluation, opened)
         return _Proof(sites, parity, scores, promises, unscored, opened.by)
+
+    def _parity(self, reference: Graph, artifact: Run) -> Parity:
+        return proof.prove_parity(self.source, reference.run, artifact, self.recipe.dtype, bool(reference.points))
 
     def _scores(
         self, evaluation: Evaluation | None, dense: Score | None, compressed: Score | None, artifact: Score | None

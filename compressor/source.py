@@ -125,17 +125,21 @@ class Probe:
 class Stored:
     """A site's weight as the written file holds it.
 
-    W: the values with the contracted axis moved last. where: the operator and axis that read it (`Gemm B axis 0`).
+    W: the values, or their codes, with the contracted axis moved last. where: the operator and axis that read it
+    (`Gemm axis 0`). dtype: of what is stored (`float32`, `int8`, `int4`). scale: of the codes, where there are any.
     """
 
     W: Any
     where: str
+    dtype: str = ""
+    scale: Any = None
 
 
 class Backend(Protocol):
-    """One runtime. `name` is what `--backend` takes."""
+    """One runtime. `name` is what `--backend` takes; `quantizes` the kinds of quantization that it has kernels for."""
 
     name: str
+    quantizes: tuple[str, ...]
 
     def probe(self) -> Probe:
         """Can it work on this machine?"""

@@ -203,6 +203,7 @@ def _site_table(sites: Sequence[SiteRecord], verbose: bool) -> RenderableType:
         rows.append([
             label, "x".join(map(str, first.shape)), "" if first.axis < 0 else str(first.axis), _pattern_cell(first),
             _span(members, "sparsity", "{:.0%}"), _span(members, "relative_error", "{:.1%}"), _sparse_cell(first),
+            first.dtype if first.dtype.startswith("int") else "", _span(members, "rounding_error", "{:.2%}"),
         ])  # fmt: skip
         if first.reason:
             notes.setdefault((first.status, first.reason), []).append(label)
@@ -210,7 +211,9 @@ def _site_table(sites: Sequence[SiteRecord], verbose: bool) -> RenderableType:
         Text.assemble(("refused: ", "bold red") if status == "refused" else "", f"{', '.join(names)}: {reason}")
         for (status, reason), names in notes.items()
     ]
-    return Group(_filled(rows, "weight", "shape", "axis", "pattern", "zeros", "error", "kernels"), *lines)
+    return Group(
+        _filled(rows, "weight", "shape", "axis", "pattern", "zeros", "error", "kernels", "type", "rounding"), *lines
+    )
 
 
 def _filled(rows: Sequence[Sequence[Any]], *titles: str) -> Table:
@@ -227,7 +230,17 @@ def _groups(sites: Sequence[SiteRecord], verbose: bool) -> list[tuple[str, list[
     for site in sites:
         name = site.name if verbose else _kind(site.name)
         found = "" if site.holds is not None else site.found  # chance patterns of a ratio do not part the like
-        key = (name, site.shape, site.status, site.reason, site.asked, found, site.holds, str(_sparse_cell(site)))
+        key = (
+            name,
+            site.shape,
+            site.status,
+            site.reason,
+            site.asked,
+            found,
+            site.holds,
+            str(_sparse_cell(site)),
+            site.dtype,
+        )
         groups.setdefault(key, []).append(site)
     labels = [_shown(members[0], verbose) if len(members) == 1 else key[0] for key, members in groups.items()]
     return list(zip(labels, groups.values(), strict=True))

@@ -11,8 +11,8 @@ import pytest
 from compressor.backends.eligibility import check
 from compressor.backends.tensorrt_build import Spec, write_spec
 from compressor.backends.tensorrt_onnx import prepare, profiles
+from compressor.contractions import SITE
 from compressor.errors import BackendError
-from compressor.onnx_file import SITE
 from tests.backends.graphs import K, N, model, normal, sparse, write
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import compressor
 from compressor import driver, onnx_file, run
 from compressor.backends.onnxruntime import OnnxRuntime
+from compressor.contractions import contractions
 from compressor.driver import default_output, export
 from compressor.errors import BackendError, DataError, InternalError, OutputError, RecipeError, SourceError, UserError
 from compressor.models.python import ModuleSource
@@ -189,7 +190,7 @@ def tampering(monkeypatch, change) -> None:
         if folder.name == run.DENSE_TWIN:
             return
         # The head is small, and stays inside model.onnx.
-        for found in list(onnx_file.contractions(onnx_file.read(folder / "model.onnx")))[:2]:
+        for found in list(contractions(onnx_file.read(folder / "model.onnx")))[:2]:
             assert isinstance(found.weight, ExternalTensor)
             W = change(found.weight.numpy().copy())
             with open(folder / "model.onnx.data", "r+b") as data:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compressor.contractions import SITE, Contraction, contractions
 from compressor.errors import BackendError
 from compressor.graph import Graph
-from compressor.onnx_file import DATA_FILE, MODEL_FILE, SITE, Contraction, contractions, read, save, to_onnx
+from compressor.onnx_file import DATA_FILE, MODEL_FILE, read, save, to_onnx
 from compressor.registry import load
 from tests.compressor.tiny import Compute, graph_of, normal
 

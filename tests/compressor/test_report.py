@@ -78,7 +78,7 @@ GOLDEN = {
     "sites": [
         dict.fromkeys(
             ["name", "op", "shape", "axis", "status", "reason", "asked", "found", "sparsity", "holds", "where"]
-            + ["relative_error", "verdict", "kernel"]
+            + ["relative_error", "verdict", "kernel", "dtype", "rounding_error"]
         )
         | {"shape": [None]}
     ],

@@ -1,0 +1,168 @@
+"""The pass `quantize`: weights onto grids of 8 or 4 bits, zeros staying zero, and activations rounded beside them."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from compressor.calibrate import calibrate
+from compressor.errors import InternalError, RecipeError
+from compressor.graph import Graph
+from compressor.passes.damping import choose_lambda, dampen
+from compressor.passes.grids import grid
+from compressor.passes.refit import squared_error
+from compressor.passes.rounding import coordinate_descent, nearest
+from compressor.pipeline import Context, Outcome, Row, choose
+from compressor.quantization import Grid, Point, Rounding, round_activations
+from compressor.registry import unknown
+from compressor.sites import WeightSite
+from compressor.statistics import Statistics
+
+KINDS = ("int8-dynamic", "int4")
+TIED = "tied to an embedding: in float unless --embeddings"
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Weights and the activations they are multiplied with as integers of 8 or 4 bits; zeros stay zero.
+
+    kind: "int8-dynamic" 8-bit weights, and activations rounded to 8 bits by their range at run time; "int4" 4-bit
+        weights with a scale for each `group` neighbours of a row, and activations rounded to 8 bits in such groups.
+    sweeps: passes of coordinate descent that round each weight so as to make up for the others, as the layer's outputs
+        on calibration data tell (0 rounds each to the nearest).
+    group: weights that share a scale, for int4; a power of two from 16 on.
+    embeddings: whether a weight tied to an embedding is quantized too, to 8 bits, and stored once for both.
+    damping: share of each channel's energy added to the Gram matrix; 0 chooses clamp(d / rows, 0.01, 1).
+    samples: how many calibration samples are used.
+    targets, ignore: globs over site names.
+    """
+
+    name: ClassVar[str] = "quantize"
+    needs_dense: ClassVar[bool] = False
+
+    kind: str
+    sweeps: int = 4
+    group: int = 32
+    embeddings: bool = False
+    damping: float = 0.0
+    samples: int = 128
+    targets: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown("kind of quantization", self.kind, KINDS)
+        if self.group < 16 or self.group & (self.group - 1):
+            raise RecipeError(f"group cannot be {self.group}", hint="a power of two from 16 on; 32, 64 or 128")
+        if min(self.sweeps, self.damping) < 0 or self.samples < 1:
+            raise RecipeError("sweeps and damping cannot be negative, and samples must be at least 1")
+
+    @property
+    def needs_data(self) -> bool:
+        """Dynamic ranges and rounding to the nearest read the weights alone."""
+        return self.sweeps > 0
+
+    def plan(self, graph: Graph) -> list[Row]:
+        left = {} if self.embeddings else {"tied": TIED}
+        named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans, left)
+        for site in named:
+            reason = self._refusal(site)
+            rows.append(Row(site.name, "refused" if reason else "changed", reason, dtype=f"int{self._bits(site)}"))
+        if not any(row.status == "changed" for row in rows):
+            reasons = sorted({f"{row.reason} ({row.site})" for row in rows})
+            raise RecipeError(
+                f"no site can be quantized to {self.kind}",
+                found="; ".join(reasons[:4]) or "a model without weight sites",
+                hint="another --quantize, or other targets",
+            )
+        order = {site.name: position for position, site in enumerate(graph.sites)}
+        return sorted(rows, key=lambda row: order.get(row.site, len(order)))
+
+    def run(self, graph: Graph, context: Context) -> Outcome:
+        rows = {row.site: row for row in self.plan(graph)}
+        sites = [site for site in graph.sites if rows[site.name].status == "changed"]
+        for site, statistics in self._seen(graph, sites, context):
+            graph.grids[site.name], error = self._round(site, statistics)
+            rows[site.name] = dataclasses.replace(rows[site.name], numbers=error)
+        round_activations(graph, self._points(sites))
+        return Outcome(tuple(rows.values()))
+
+    def ensures(self, graph: Graph, outcome: Outcome) -> None:
+        changed = {row.site for row in outcome.of("changed")}
+        sites = [site for site in graph.sites if site.name in changed]
+        if {site.name for site in sites} != changed or not changed <= graph.grids.keys():
+            raise InternalError(f"quantize says it changed {sorted(changed)}")
+        for site in sites:
+            found = graph.grids[site.name]
+            found.codes(site.matrix())
+            if not (torch.isfinite(found.scale) & (found.scale > 0)).all():
+                raise InternalError(f"{site.name} has a scale that is not a positive number")
+
+    # *** weights ***
+
+    def _bits(self, site: WeightSite) -> int:
+        return 4 if self.kind == "int4" and not site.other_users else 8
+
+    def _refusal(self, site: WeightSite) -> str:
+        """Why a site cannot be quantized, or ""."""
+        if site.conflict:
+            return site.conflict
+        if site.layout == "kernel":
+            return f"a convolution has no {self.kind} kernel"
+        if self._bits(site) == 4 and site.d % self.group:
+            return f"its rows of {site.d} are no multiple of the group of {self.group}"
+        return ""
+
+    def _seen(
+        self, graph: Graph, sites: Sequence[WeightSite], context: Context
+    ) -> Iterator[tuple[WeightSite, Statistics | None]]:
+        """Each site with the statistics of its inputs, block after block on what the blocks before now compute."""
+        if not self.sweeps:
+            yield from ((site, None) for site in sites)
+            return
+        batches = context.calibration(self.samples)
+        for block in calibrate(graph, sites, batches, seed=context.seed, progress=context.progress):
+            yield from block.statistics.items()
+
+    def _round(self, site: WeightSite, statistics: Statistics | None) -> tuple[Grid, dict[str, float]]:
+        """Write the site's weights, rounded; returns their grid and the numbers of its row."""
+        bits, W = self._bits(site), site.matrix()  # (groups, m, d)
+        H = None if statistics is None else statistics.gram()  # (groups, d, d)
+        made = Grid(bits, grid(W, bits, self.group if bits == 4 else 0, H))
+        S = made.spread(site.d)
+        if H is None or statistics is None:
+            site.write(nearest(W, S, made.largest))
+            return made, {}
+        lam = self.damping or choose_lambda(site.d, statistics.n)
+        # An embedding reads single weights: rounding that makes up for others would only add to its errors.
+        sweeps = 0 if site.other_users else self.sweeps
+        Q = torch.stack([
+            coordinate_descent(W_g, S_g, dampen(H_g, lam), made.largest, sweeps)
+            for W_g, S_g, H_g in zip(W, S, H, strict=True)
+        ])  # fmt: skip
+        site.write(Q)
+        return made, {"rounding_error": _relative(Q, W, H)}
+
+    # *** activations ***
+
+    def _points(self, sites: Sequence[WeightSite]) -> list[Point]:
+        """One rounding per activation, for all the sites that read it."""
+        readers: dict[tuple[str, Rounding], list[str]] = {}
+        for site in sites:
+            for use in site.uses:
+                key = (use.activation.name, self._rounding(site))
+                readers.setdefault(key, []).append(use.node.name)
+        return [Point(value, tuple(nodes), how) for (value, how), nodes in readers.items()]
+
+    def _rounding(self, site: WeightSite) -> Rounding:
+        return Rounding("block", group=self.group) if self._bits(site) == 4 else Rounding("tensor")
+
+
+def _relative(Q: Tensor, W: Tensor, H: Tensor) -> float:
+    """The error of Q in place of W as a share of the outputs' energy, over all groups."""
+    lost = sum(squared_error(Q_g, W_g, H_g) for Q_g, W_g, H_g in zip(Q, W, H, strict=True))
+    energy = sum(squared_error(torch.zeros_like(W_g), W_g, H_g) for W_g, H_g in zip(W, H, strict=True))
+    return lost / energy if energy else 0.0

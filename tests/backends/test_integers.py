@@ -1,0 +1,108 @@
+"""Quantized weights as ONNX Runtime runs them: they compute what torch computes, and the codes hold the zeros."""
+
+import pytest
+import torch
+from torch import nn
+
+from compressor import driver, onnx_file
+from compressor.backends.onnxruntime import OnnxRuntime
+from compressor.contractions import packed, unpacked
+from compressor.errors import BackendError, RecipeError
+from compressor.inspection import inspect
+from compressor.parity import difference
+from compressor.pipeline import Context, parse_pass, run_pipeline
+from compressor.recipe import Recipe
+from tests.compressor.tiny import Compute, graph_of, normal
+
+backend = OnnxRuntime()
+KINDS = {"int8-dynamic": "quantize{kind=int8-dynamic,sweeps=0}", "int4": "quantize{kind=int4,sweeps=0,group=16}"}
+EMBEDDING = Compute(
+    lambda self, x: self.l(self.e(x[:, 0].long().abs() % 64)) @ self.e.weight.T, e=nn.Embedding(64, 32),
+    l=nn.Linear(32, 32),
+)  # fmt: skip
+MODELS = {
+    "a Gemm": nn.Linear(32, 8),
+    "a MatMul": Compute(lambda self, x: x @ self.weight, weight=normal(32, 8)),
+    "a stack": Compute(lambda self, x: self.l(x.unflatten(1, (2, 16))).sum(1), l=nn.Linear(16, 8, bias=False)),
+    "two readers": Compute(lambda self, x: self.a(x) * self.b(x), a=nn.Linear(32, 8), b=nn.Linear(32, 8)),
+}
+
+
+def built(model: nn.Module, text: str, folder):
+    graph = graph_of(model, normal(4, 32))
+    run_pipeline(graph, [parse_pass(text)], Context())
+    backend.build(graph, folder)
+    return graph
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_artifact_computes_what_torch_computes(name, kind, tmp_path):
+    graph = built(MODELS[name], KINDS[kind], tmp_path)
+    for rows in (1, 7):
+        assert difference(graph.run, backend.open(tmp_path, 1), {"x0": normal(rows, 32, seed=rows)}) < 1e-5
+    model = onnx_file.read(tmp_path / "model.onnx")
+    assert not [node for node in model.graph if node.op_type in ("Gemm", "RoundActivation")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_codes_are_read_back_with_their_type_and_scale(kind, tmp_path):
+    graph = built(nn.Linear(32, 8), KINDS[kind], tmp_path)
+    [(name, found)] = backend.stored(tmp_path).items()
+    codes = graph.grids["weight"].codes(graph.sites[0].matrix())[0]
+    assert (name, found.dtype) == ("weight", kind.partition("-")[0])
+    assert torch.equal(found.W, codes)
+    assert torch.equal(found.scale.flatten(), graph.grids["weight"].scale.flatten())
+
+
+def test_a_tied_weight_is_stored_once_for_the_embedding_and_the_head(tmp_path):
+    text = "quantize{kind=int8-dynamic,sweeps=0,embeddings=true}"
+    graph = built(EMBEDDING, text, tmp_path)
+    assert difference(graph.run, backend.open(tmp_path, 1), {"x0": 9 * normal(5, 32)}) < 1e-5
+    model = onnx_file.read(tmp_path / "model.onnx")
+    large = [x for x in model.graph.initializers.values() if x.const_value.size >= 64 * 32]
+    assert [(x.name, x.const_value.dtype.name) for x in large] == [("e.weight", "INT8")]
+
+
+def test_a_stamp_of_zeros_survives_in_the_codes(tmp_path):
+    graph = graph_of(nn.Linear(32, 8), normal(4, 32))
+    passes = ["sparsify{pattern=2:4,method=magnitude,refit=0,targets=[weight]}", KINDS["int4"]]
+    run_pipeline(graph, [parse_pass(one) for one in passes], Context())
+    backend.build(graph, tmp_path)
+    [site] = inspect(tmp_path).sites
+    assert (site.dtype, site.found, site.shape, site.where) == ("int4", "2:4", (8, 32), "MatMulNBits axis 1")
+
+
+def test_four_bit_codes_pack_and_unpack():
+    codes = torch.randint(-7, 8, (3, 64), generator=torch.Generator().manual_seed(0)).numpy()
+    assert packed(codes, 32).shape == (3, 2, 16)
+    assert (unpacked(packed(codes, 32)) == codes).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [("backend=tensorrt", "has no int4 kernels"), ("dtype=float16", "multiplied in float32, not float16")],
+)
+def test_a_runtime_without_kernels_refuses_before_anything_is_done(settings, found, tmp_path):
+    with pytest.raises(BackendError, match=found):
+        driver.export(None, f"export{{model=tiny-gpt2,{settings}}} | quantize{{kind=int4}}", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_would_move_weights_off_their_grids_comes_first(tmp_path):
+    with pytest.raises(RecipeError, match="sparsify after quantize would move weights off their grids"):
+        driver.export(None, "export{model=tiny-gpt2} | quantize{kind=int4} | sparsify{pattern=2:4}", output=tmp_path)
+    recipe = Recipe().with_pass("quantize", {"kind": "int4"}).with_pass("sparsify", {"pattern": "2:4"})
+    assert [one.name for one in recipe.passes] == ["sparsify", "quantize"]
+
+
+def test_an_export_proves_its_codes(tmp_path):
+    sparsify = "sparsify{pattern=2:4,method=magnitude,refit=0}"
+    quantize = "quantize{kind=int4,samples=8,embeddings=true}"
+    recipe = f"export{{model=tiny-gpt2,samples=8}} | {sparsify} | {quantize}"
+    report = driver.export(None, recipe, output=tmp_path / "out")
+    assert report, report.promises
+    assert [one.name for one in report.promises][1] == "the written file holds the codes and the pattern"
+    assert {site.dtype for site in report.sites if site.status == "changed"} == {"int4", "int8"}
+    assert {site.found for site in report.sites if site.dtype == "int4"} == {"2:4"}
+    assert report.sizes.artifact_bytes < 0.3 * report.sizes.dense_bytes
