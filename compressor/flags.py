@@ -91,6 +91,8 @@ FLAGS = (
         "quantize", "embeddings", bool, "Store a weight tied to an embedding in 8 bits, once for both.",
         names=("--embeddings/--no-embeddings",),
     ),
+    Flag("quantize", "damping", float, "As --damping, for rounding.", names=("--quantize-damping",)),
+    Flag("quantize", "samples", int, "Calibration samples for rounding.", names=("--quantize-samples",)),
     Flag("quantize", "targets", list[str], "Glob over the weights to quantize.", names=("--quantize-targets",)),
     Flag("quantize", "ignore", list[str], "Glob over weights to keep in float.", names=("--quantize-ignore",)),
     Flag(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Numbers = dict[str, float]  # of a row, by name
 
-COLUMNS_PER_ROW = 16
+COLUMNS_PER_ROW = 64
 """With fewer rows than columns damping takes over, and works with half as many; far below, nothing is known."""
 
 

@@ -622,11 +622,11 @@ def test_on_a_trained_gpt2_admm_loses_least_then_sparsegpt_and_magnitude_most():
 
 
 def test_too_few_rows_for_the_columns_of_a_site_are_refused_with_the_least():
-    x = normal(2, 32)
-    graph = graph_of(nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 2)), x)
+    x = normal(2, 128)
+    graph = graph_of(nn.Sequential(nn.Linear(128, 8), nn.ReLU(), nn.Linear(8, 2)), x)
     one = parse_pass("sparsify{pattern=2:4,targets=[0.weight]}")
     with pytest.raises(DataError, match=r"too few calibration samples for 0\.weight") as caught:
-        one.run(graph, Context(lambda n: [{"x0": normal(1, 32)}]))
-    assert caught.value.found == "1 rows for 32 columns, where 2 are the least"
-    rows = one.run(graph, Context(lambda n: [{"x0": normal(2, 32)}])).of("changed")
+        one.run(graph, Context(lambda n: [{"x0": normal(1, 128)}]))
+    assert caught.value.found == "1 rows for 128 columns, where 2 are the least"
+    rows = one.run(graph, Context(lambda n: [{"x0": normal(2, 128)}])).of("changed")
     assert [row.site for row in rows] == ["0.weight"]
