@@ -192,6 +192,19 @@ def choose(
     return named, rows + [Row(one.name, "refused", one.reason) for one in asked]
 
 
+def in_order(rows: Iterable[Row], graph: Graph, nothing: str, hint: str) -> list[Row]:
+    """The rows in the order of the graph's sites. Raises RecipeError when none of them is "changed".
+
+    nothing, hint: what that error says, and what to type instead.
+    """
+    rows = list(rows)
+    if not any(row.status == "changed" for row in rows):
+        reasons = sorted({f"{row.reason} ({row.site})" for row in rows})
+        raise RecipeError(nothing, found="; ".join(reasons[:4]) or "a model without weight sites", hint=hint)
+    order = {site.name: position for position, site in enumerate(graph.sites)}
+    return sorted(rows, key=lambda row: order.get(row.site, len(order)))
+
+
 def _is_named(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
     return not any(_matches(name, glob) for glob in ignore) and any(_matches(name, glob) for glob in targets)
 

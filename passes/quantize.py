@@ -15,7 +15,7 @@ from compressor.passes.damping import choose_lambda, dampen
 from compressor.passes.grids import grid
 from compressor.passes.refit import squared_error
 from compressor.passes.rounding import coordinate_descent, nearest
-from compressor.pipeline import Context, Outcome, Row, choose
+from compressor.pipeline import Context, Outcome, Row, choose, in_order
 from compressor.quantization import Grid, Point, Rounding, round_activations
 from compressor.registry import unknown
 from compressor.sites import WeightSite
@@ -71,15 +71,7 @@ class Quantize:
         for site in named:
             reason = self._refusal(site)
             rows.append(Row(site.name, "refused" if reason else "changed", reason, dtype=f"int{self._bits(site)}"))
-        if not any(row.status == "changed" for row in rows):
-            reasons = sorted({f"{row.reason} ({row.site})" for row in rows})
-            raise RecipeError(
-                f"no site can be quantized to {self.kind}",
-                found="; ".join(reasons[:4]) or "a model without weight sites",
-                hint="another --quantize, or other targets",
-            )
-        order = {site.name: position for position, site in enumerate(graph.sites)}
-        return sorted(rows, key=lambda row: order.get(row.site, len(order)))
+        return in_order(rows, graph, f"no site can be quantized to {self.kind}", "another --quantize, or other targets")
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         rows = {row.site: row for row in self.plan(graph)}

@@ -15,7 +15,7 @@ from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
 from compressor.passes.solve import BlockSolver, Numbers
 from compressor.pattern import NM, Pattern, Ratio, parse_pattern
-from compressor.pipeline import Context, Outcome, Row, choose
+from compressor.pipeline import Context, Outcome, Row, choose, in_order
 from compressor.registry import unknown
 from compressor.sites import WeightSite
 
@@ -104,15 +104,9 @@ class Sparsify:
         for site in named:
             reason = refusal(site, self._pattern)
             rows.append(Row(site.name, "refused" if reason else "changed", reason, asked=self.pattern))
-        if not any(row.status == "changed" for row in rows):
-            reasons = sorted({f"{row.reason} ({row.site})" for row in rows})
-            raise RecipeError(
-                f"no site can take {self.pattern}",
-                found="; ".join(reasons[:4]) or "a model without weight sites",
-                hint="compress plan MODEL --sparsity 0.5, or other --targets",
-            )
-        order = {site.name: position for position, site in enumerate(graph.sites)}
-        return sorted(rows, key=lambda row: order.get(row.site, len(order)))
+        return in_order(
+            rows, graph, f"no site can take {self.pattern}", "compress plan MODEL --sparsity 0.5, or other --targets"
+        )
 
     def run(self, graph: Graph, context: Context) -> Outcome:
         rows = {row.site: row for row in self.plan(graph)}
