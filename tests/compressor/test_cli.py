@@ -440,7 +440,9 @@ def wait_for(path: Path, seconds: float = 120) -> None:
     ],
 )
 def test_a_run_that_is_stopped_leaves_nothing(folder, number, code):
-    running = subprocess.Popen(command("export", "net.py:slow", "-o", "out"), stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command("export", "net.py:slow", "-o", "out"), stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
     wait_for(folder / "started")
     assert any(name.startswith(".out.partial-") for name in leftovers(folder))
     running.send_signal(number)
@@ -450,6 +452,11 @@ def test_a_run_that_is_stopped_leaves_nothing(folder, number, code):
     assert "Traceback" not in err
     if number == signal.SIGINT:
         assert err == "compress: interrupted; nothing was written\n"
+
+
+def heed_ctrl_c() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored: perhaps these tests."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_a_run_that_is_killed_leaves_nothing_under_the_name_and_the_next_one_cleans_up(compress, folder):
