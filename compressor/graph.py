@@ -28,10 +28,15 @@ Run = Callable[[Feeds], dict[str, Tensor]]  # one call of a graph, or of a runti
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output: its name, and the axes that may vary with the symbol each is called by."""
+    """One input or output: its name, and the axes that may vary with the symbol each is called by.
+
+    is_state: whether it is carried from one call to the next (a key-value cache), so that nothing outside the model
+        fixes its other axes, and they may shrink with it.
+    """
 
     name: str
     dynamic: Mapping[int, str]
+    is_state: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(f'{axis}: {symbol}' for axis, symbol in self.dynamic.items())})"

@@ -79,13 +79,13 @@ class CausalLM(Pretrained):
         if self.takes_positions:
             ports.append(Port("position_ids", tokens))
         cache = {0: "batch", 2: "past_sequence"}
-        return (*ports, *(Port(name, cache) for name in self._cache_names("past_key_values")))
+        return (*ports, *(Port(name, cache, is_state=True) for name in self._cache_names("past_key_values")))
 
     def outputs(self) -> tuple[Port, ...]:
         cache = {0: "batch", 2: "total_sequence"}
         return (
             Port("logits", {0: "batch", 1: "sequence"}),
-            *(Port(name, cache) for name in self._cache_names("present")),
+            *(Port(name, cache, is_state=True) for name in self._cache_names("present")),
         )
 
     def example(self) -> Feeds:
