@@ -1,6 +1,7 @@
 """What is in a model or a written artifact: sites, shapes, zeros, and the pattern on the axis the runtime reads."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +9,29 @@ import torch
 
 from compressor import onnx_file
 from compressor.contractions import Contraction, contractions
+from compressor.costs import Costs, costs_of
 from compressor.driver import open_source
-from compressor.errors import SourceError
+from compressor.errors import SourceError, UserError
+from compressor.graph import Feeds, Graph
 from compressor.proof import observed_pattern
 from compressor.recipe import Recipe
 from compressor.report import SiteRecord, as_json
+from compressor.source import Source
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Sites as they stand. zeros, parameters: over the sites alone for a file, over every parameter for a model."""
+    """Sites as they stand. zeros, parameters: over the sites alone for a file, over every parameter for a model.
+
+    costs: of each workload of a model; of a file, none.
+    """
 
     name: str
     origin: str
     sites: tuple[SiteRecord, ...]
     parameters: int
     zeros: int
+    costs: dict[str, Costs] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return as_json(self)
@@ -54,7 +62,16 @@ def _of_model(model: Any, trust_remote_code: bool) -> Inspection:
     orphans = tuple(SiteRecord(one.name, "", one.shape, -1, "left", one.reason) for one in graph.orphans)
     weights = list(graph.module.parameters())
     zeros = sum(int((x == 0).sum()) for x in weights)
-    return Inspection(source.name, source.origin, sites + orphans, sum(x.numel() for x in weights), zeros)
+    found = costs_of(graph, _workloads(source, graph))
+    return Inspection(source.name, source.origin, sites + orphans, sum(x.numel() for x in weights), zeros, found)
+
+
+def _workloads(source: Source, graph: Graph) -> Mapping[str, Feeds]:
+    """What is timed; where that takes data that is not there, the example that the model was captured with."""
+    try:
+        return source.workloads()
+    except UserError:
+        return {"example": graph.example}
 
 
 def _users(role: str, others: tuple[str, ...]) -> str:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compressor.costs import CostChange
 from compressor.engine import Engine
 from compressor.latency import Comparison
 from compressor.parity import Parity
 from compressor.source import Score
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Report:
     """Everything that was measured in one run. True when every promise is met.
 
     parity, scores: None when nothing on this machine runs the artifact; ran_in: what ran it.
-    notes: what passes say besides their rows.
+    notes: what passes say besides their rows. costs: of each workload, in the graph, whatever runs it.
     engine: how far it came, for runtimes that compile one; latency was then taken on the device, as timed_on says.
     """
 
@@ -128,6 +129,7 @@ class Report:
     ran_in: str = ""
     timed_on: str = "1 thread"
     notes: tuple[str, ...] = ()
+    costs: tuple[CostChange, ...] = ()
 
     def __bool__(self) -> bool:
         return all(promise.met for promise in self.promises)

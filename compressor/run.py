@@ -18,6 +18,7 @@ from torch import Tensor
 
 from compressor import finish, proof
 from compressor.artifact import folder_size
+from compressor.costs import CostChange, Costs, costs_of
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, RecipeError
 from compressor.graph import Feeds, Graph, Run
@@ -77,9 +78,12 @@ class Export:
         graph = self._capture()
         shapes = engine_shapes(self.backend, self.source, self.recipe, graph)
         dense_nonzero = _count_nonzero(graph)
+        dense_costs, dense_shapes = self._costs(graph), _shapes(graph)
         dense = self._score("score the dense model", evaluation, graph.run)
         twin = self._build_twin(graph, folder)
         outcomes = self._run_passes(graph)
+        # Rounding, which runtimes do in their kernels, is operators of its own in the graph: shapes alone count.
+        own_costs = dense_costs if _shapes(graph) == dense_shapes else self._costs(graph)
         compressed = self._score("score the compressed model", evaluation, graph.run)
         reference = self._in_dtype(graph)
         engine = self._build(graph, reference, folder, shapes)
@@ -94,7 +98,8 @@ class Export:
         )
         if twin:
             shutil.rmtree(twin)
-        return self._report(outcomes, proven, engine, latency, sizes)
+        costs = tuple(CostChange(name, dense_costs[name], own_costs[name]) for name in dense_costs)
+        return self._report(outcomes, proven, engine, latency, sizes, costs)
 
     # *** steps ***
 
@@ -118,6 +123,10 @@ class Export:
         for one in self.recipe.passes:
             one.plan(graph)
         return graph
+
+    def _costs(self, graph: Graph) -> dict[str, Costs]:
+        with self._stage("count operations and memory"):
+            return costs_of(graph, self.source.workloads())
 
     def _build_twin(self, graph: Graph, folder: Path) -> Path | None:
         """The dense model as the same backend builds it; None when no pass will make a difference."""
@@ -243,6 +252,7 @@ class Export:
         engine: Engine | None,
         latency: tuple[Comparison, ...],
         sizes: Sizes,
+        costs: tuple[CostChange, ...],
     ) -> Report:
         recipe = self.recipe
         return Report(
@@ -268,6 +278,7 @@ class Export:
             ran_in=proven.runs_in,
             timed_on=f"{engine.runtime}, GPU" if engine else "1 thread",
             notes=tuple(note for outcome in outcomes for note in outcome.notes),
+            costs=costs,
         )
 
     def _gain(self, outcomes: Sequence[Outcome]) -> str:
@@ -300,6 +311,10 @@ def engine_shapes(backend: Backend, source: Source, recipe: Recipe, graph: Graph
 
 def _unscored(evaluation: Evaluation | None, opened: finish.Opened) -> str:
     return f"nothing here runs the artifact: {opened.why}" if evaluation else NO_LABELS
+
+
+def _shapes(graph: Graph) -> dict[str, torch.Size]:
+    return {name: x.shape for name, x in graph.module.named_parameters()}
 
 
 def _count_nonzero(graph: Graph) -> int:

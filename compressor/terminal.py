@@ -1,7 +1,7 @@
 """What a person reads in a terminal: a report, a plan, an inspection, as tables at 80 columns."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -10,6 +10,7 @@ from rich.text import Text
 
 from compressor.building import Bench, Built
 from compressor.checking import Check
+from compressor.costs import CostChange
 from compressor.engine import Verdict
 from compressor.inspection import Inspection
 from compressor.latency import Comparison, Latency
@@ -22,7 +23,8 @@ MARK = {True: ("yes", "green"), False: ("NO", "bold red")}
 def show_report(report: Report, console: Console, verbose: bool = False) -> None:
     """The verdict first, then what it rests on."""
     console.print(_verdict(report))
-    for part in (_score_table(report), _site_table(report.sites, verbose), _latency_table(report), _size_line(report)):
+    sites = _site_table(report.sites, verbose)
+    for part in (_score_table(report), sites, _cost_table(report.costs), _latency_table(report), _size_line(report)):
         if part is not None:
             console.print()
             console.print(part)
@@ -57,6 +59,9 @@ def show_inspection(found: Inspection, console: Console, verbose: bool = False) 
     console.print(Text(f"{found.name}: {found.origin}", style="bold"))
     console.print(_site_table(found.sites, verbose))
     console.print(f"{found.parameters:,} weights, {found.zeros / max(found.parameters, 1):.1%} of them zero")
+    for name, one in found.costs.items():
+        held = f"{human_bytes(one.parameter_bytes)} of weights, {human_bytes(one.activation_bytes)} of values"
+        console.print(f"{name}: {human_count(one.flops)}FLOPs, at most {held} at once")
 
 
 def show_names(groups: dict[str, dict[str, str]], console: Console) -> None:
@@ -152,6 +157,24 @@ def _score_table(report: Report) -> RenderableType:
 def _drop_line(scores: Scores) -> str:
     allowed = "" if scores.allowed is None else f", {scores.allowed:g} {scores.unit} allowed"
     return f"{scores.in_words} (standard error {scores.stderr:.2f}{allowed})"
+
+
+def _cost_table(rows: Sequence[CostChange]) -> RenderableType | None:
+    """Operations, weights and memory, dense beside compressed; nothing where nothing has changed."""
+    if not rows or all(row.dense == row.compressed for row in rows):
+        return None
+    table = _table("", "dense", "compressed", "left")
+    for row in rows:
+        table.add_row(f"FLOPs, {row.workload}", *_counts(row.dense.flops, row.compressed.flops, human_count))
+    first = rows[0]
+    table.add_row("weights", *_counts(first.dense.parameters, first.compressed.parameters, "{:,}".format))
+    for row in rows:
+        table.add_row(f"memory, {row.workload}", *_counts(row.dense.peak_bytes, row.compressed.peak_bytes, human_bytes))
+    return table
+
+
+def _counts(dense: int, own: int, form: Callable[[int], str]) -> tuple[str, str, str]:
+    return form(dense).strip(), form(own).strip(), f"{own / max(dense, 1):.0%}"
 
 
 def _latency_table(report: Report) -> RenderableType | None:
@@ -301,6 +324,14 @@ def human_bytes(n: float) -> str:
         if n >= scale:
             return f"{n / scale:.1f} {unit}"
     return f"{n:.0f} bytes"
+
+
+def human_count(n: float) -> str:
+    """A large number and its prefix: `268.4 M`, to be followed by what is counted."""
+    for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= scale:
+            return f"{n / scale:.1f} {prefix}"
+    return f"{n:.0f} "
 
 
 def human_seconds(seconds: float) -> str:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compressor.costs import CostChange, Costs
 from compressor.engine import Engine, Layer
 from compressor.latency import Comparison, Latency
 from compressor.models.task import perplexity, top1
@@ -46,6 +47,7 @@ def report(**changes: object) -> Report:
         sizes=Sizes(100, 90, 32, 32, 16),
         output="tiny-onnxruntime",
         engine=Engine("TensorRT 11.4", True, eligible=1, chosen=0, layers=(Layer("linear", "gemm", False, "w"),)),
+        costs=(CostChange("prefill", Costs(1000, 32, 128, 64), Costs(500, 16, 64, 64)),),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
@@ -109,12 +111,21 @@ GOLDEN = {
     "ran_in": None,
     "timed_on": None,
     "notes": None,
+    "costs": [
+        {
+            "workload": None,
+            **dict.fromkeys(
+                ["dense", "compressed"],
+                dict.fromkeys(["flops", "parameters", "parameter_bytes", "activation_bytes"]),
+            ),
+        }
+    ],
 }
 
 
 def test_the_fields_of_the_json_are_these_and_a_change_to_them_is_a_change_of_schema():
     loaded = json.loads(report().to_json())
-    assert loaded["schema"] == 1
+    assert loaded["schema"] == 2
     assert keys(loaded) == GOLDEN
 
 

@@ -6,12 +6,15 @@ import re
 
 import pytest
 from rich.console import Console
+from torch import nn
 
+from compressor.costs import CostChange, Costs
 from compressor.inspection import inspect
 from compressor.planning import Cost, Plan
 from compressor.report import Promise, Report, SiteRecord
 from compressor.terminal import human_bytes, human_seconds, show_inspection, show_names, show_plan, show_report
 from tests.compressor.test_report import report
+from tests.compressor.tiny import normal
 
 
 def shown(show, *args: object, width: int = 80, color: bool = False) -> str:
@@ -150,3 +153,16 @@ def test_seconds(seconds, text):
 def test_a_report_without_anything_to_show_is_shown():
     made: Report = report(sites=(), latency=(), scores=None, gain="")
     assert shown(show_report, made).startswith("PASSED")
+
+
+def test_costs_are_shown_where_they_have_changed():
+    text = shown(show_report, report())
+    assert re.search(r"FLOPs, prefill +1.0 k +500 +50%\n", text)
+    assert re.search(r"memory, prefill +192 bytes +128 bytes +67%\n", text)
+    same = CostChange("prefill", Costs(1000, 32, 128, 64), Costs(1000, 32, 128, 64))
+    assert "FLOPs" not in shown(show_report, report(costs=(same,)))
+
+
+def test_what_a_model_takes_is_shown_when_it_is_inspected():
+    text = shown(show_inspection, inspect((nn.Linear(8, 4), normal(2, 8))))
+    assert "example: 128 FLOPs, at most 144 bytes of weights, 96 bytes of values at once\n" in text
