@@ -154,6 +154,20 @@ def bench(folder: Folder, json: Json = False) -> None:
     raise typer.Exit(NOT_MET if found.missing else OK)
 
 
+@app.command(name="report")
+def report_(
+    folder: Folder,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page. Default: report.html in it.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the page report.html of an artifact again."""
+    from compressor import page, terminal
+
+    made = page.write_page(folder, output)
+    _print(made, json, quiet, lambda console: terminal.show_page(made, console))
+
+
 @app.command(name="list")
 def list_(json: Json = False) -> None:
     """List models, passes and backends, and what is missing here."""

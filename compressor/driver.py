@@ -7,6 +7,7 @@ from typing import Any
 from compressor.artifact import RECIPE, REPORT, check_free, resumable, staged
 from compressor.engine import EngineBackend
 from compressor.errors import BackendError, RecipeError
+from compressor.page import write_page
 from compressor.pipeline import dump_graphs
 from compressor.progress import QUIET, Progress
 from compressor.recipe import AUTO, Recipe
@@ -45,6 +46,7 @@ def export(
         report = Export(source, backend, recipe, output, progress, observers, kept).run(folder)
         report = dataclasses.replace(report, output=output.name)
         report.write(folder / REPORT)
+        write_page(folder)
         (folder / RECIPE).write_text(recipe.to_yaml(), encoding="utf-8")
     return report
 

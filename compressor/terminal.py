@@ -14,8 +14,10 @@ from compressor.costs import CostChange
 from compressor.engine import Verdict
 from compressor.inspection import Inspection
 from compressor.latency import Comparison, Latency
+from compressor.page import Page
 from compressor.planning import Plan
 from compressor.report import Promise, Report, Scores, SiteRecord
+from compressor.units import human_bytes, human_count, human_seconds
 
 MARK = {True: ("yes", "green"), False: ("NO", "bold red")}
 
@@ -32,6 +34,11 @@ def show_report(report: Report, console: Console, verbose: bool = False) -> None
         if text:
             console.print()
             console.print(Text(text, style="dim"))
+
+
+def show_page(page: Page, console: Console) -> None:
+    word, style = _word(page.is_met)
+    console.print(Text.assemble((word, style), f"  {page.model}: {page.path}", (f"  {human_bytes(page.bytes)}", "dim")))
 
 
 def show_plan(plan: Plan, console: Console, verbose: bool = False) -> None:
@@ -97,7 +104,7 @@ def show_check(found: Check, console: Console, verbose: bool = False) -> None:
 
 def show_built(built: Built, console: Console) -> None:
     """What a host with the device has made of an artifact."""
-    word, style = ("PASSED", "bold green") if built else ("NOT MET", "bold red")
+    word, style = _word(bool(built))
     console.print(Text.assemble((word, style), f"  {built.name}/", (f"  {built.engine.runtime}", "dim")))
     console.print(_promise_table(built.promises))
     if built.engine.is_built:
@@ -122,10 +129,15 @@ def show_bench(found: Bench, console: Console) -> None:
 
 
 def _verdict(report: Report) -> RenderableType:
-    word, style = ("PASSED", "bold green") if report else ("NOT MET", "bold red")
+    word, style = _word(bool(report))
     runtime = f"  {report.backend} {report.dtype}"
     title = Text.assemble((word, style), f"  {report.model} -> {report.output}/", (runtime, "dim"))
     return Group(title, _promise_table(report.promises))
+
+
+def _word(is_met: bool) -> tuple[str, str]:
+    """The verdict and its style."""
+    return ("PASSED", "bold green") if is_met else ("NOT MET", "bold red")
 
 
 def _promise_table(promises: Sequence[Promise]) -> Table:
@@ -316,25 +328,3 @@ def _facts() -> Table:
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
     return table
-
-
-def human_bytes(n: float) -> str:
-    """Bytes as people read them, in powers of ten."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= scale:
-            return f"{n / scale:.1f} {unit}"
-    return f"{n:.0f} bytes"
-
-
-def human_count(n: float) -> str:
-    """A large number and its prefix: `268.4 M`, to be followed by what is counted."""
-    for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= scale:
-            return f"{n / scale:.1f} {prefix}"
-    return f"{n:.0f} "
-
-
-def human_seconds(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

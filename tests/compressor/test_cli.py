@@ -21,6 +21,7 @@ from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.errors import InternalError
 from compressor.models import zoo
 from compressor.recipe import Recipe
+from tests.compressor.test_report import report
 
 NET = '''
 import sys, time
@@ -371,6 +372,16 @@ def test_text_that_cannot_be_used_is_one_paragraph(compress, folder, text, what)
 
 
 # *** output ***
+
+
+def test_the_page_is_made_again_from_the_report(compress, folder):
+    report().write(folder / "report.json")
+    ran = compress("report", ".")
+    assert (ran.code, ran.err) == (0, "")
+    assert re.fullmatch(r"PASSED  tiny: report\.html  \d+\.\d kB\n", ran.out)
+    assert json.loads(compress("report", ".", "--output", "other.html", "--json").out)["path"] == "other.html"
+    assert (folder / "other.html").read_bytes() == (folder / "report.html").read_bytes()
+    assert "cannot read nowhere/report.json" in one_paragraph(compress("report", "nowhere"))
 
 
 def test_a_folder_that_exists_is_left_as_it_is(compress):

@@ -59,7 +59,7 @@ def test_a_trained_model_passes_and_its_folder_is_complete(resnet):
     assert met(report) == {COVERAGE: True, PATTERN: True, PARITY: True, BUDGET: True}
     assert sorted(path.name for path in folder.iterdir()) == [
         "config.json", "export.json", "model.onnx", "model.onnx.data", "preprocessor_config.json", "recipe.yaml",
-        "report.json",
+        "report.html", "report.json",
     ]  # fmt: skip
 
 
@@ -117,7 +117,7 @@ def test_a_module_and_an_example_are_enough(tmp_path):
     assert report
     assert (report.model, report.unscored) == ("Sequential", "the data has no labels, so nothing was scored")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "model.onnx", "model.onnx.data", "recipe.yaml", "report.json",
+        "model.onnx", "model.onnx.data", "recipe.yaml", "report.html", "report.json",
     ]  # fmt: skip
 
 

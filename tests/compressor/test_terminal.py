@@ -12,7 +12,8 @@ from compressor.costs import CostChange, Costs
 from compressor.inspection import inspect
 from compressor.planning import Cost, Plan
 from compressor.report import Promise, Report, SiteRecord
-from compressor.terminal import human_bytes, human_seconds, show_inspection, show_names, show_plan, show_report
+from compressor.terminal import show_inspection, show_names, show_plan, show_report
+from compressor.units import human_bytes, human_seconds
 from tests.compressor.test_report import report
 from tests.compressor.tiny import normal
 

@@ -62,6 +62,12 @@ def test_the_zoo_is_installed_whole(site):
     assert {path.name for path in expected} >= {"model.safetensors", "config.json", "train.txt", "train.parquet"}
 
 
+def test_what_the_page_of_a_report_is_made_of_is_installed(site):
+    expected = {path.name for path in (ROOT / "compressor" / "page").iterdir() if path.is_file()}
+    assert {path.name for path in (site / "compressor" / "page").iterdir() if path.is_file()} == expected
+    assert {"page.html", "style.css", "search.js"} <= expected
+
+
 def test_the_installed_package_runs_without_the_sources(site, tmp_path):
     code = "from compressor.models import zoo; print(zoo.folder('tiny-gpt2'))"
     assert python("-c", code, cwd=tmp_path, PYTHONPATH=str(site)).strip().startswith(str(site))

@@ -1,0 +1,112 @@
+"""`report.html`: one self-contained page made of `report.json` alone. It loads nothing, and reads without scripts."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from compressor.artifact import REPORT
+from compressor.errors import OutputError
+from compressor.page.comparison import comparisons
+from compressor.page.depth import depth_plots
+from compressor.page.table import site_table
+from compressor.report import SCHEMA, as_json
+from compressor.units import human_seconds
+
+PAGE = "report.html"
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that was written: of which model, where, its bytes, and whether every promise in it is met."""
+
+    model: str
+    path: str
+    bytes: int
+    is_met: bool
+
+    def to_json(self) -> str:
+        return as_json(self)
+
+
+def write_page(folder: str | Path, path: str | Path | None = None) -> Page:
+    """Write the page of an artifact's `report.json`, as `report.html` beside it unless a path is given.
+
+    Raises OutputError when there is no report to read, or when the page cannot be written.
+    """
+    report = _read(Path(folder))
+    path = Path(path) if path else Path(folder) / PAGE
+    text = render(report).encode()
+    _write(path, text)
+    return Page(report["model"], str(path), len(text), report["passed"])
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The page of a report, given as its JSON has it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["breakable"] = _breakable
+    return environment.get_template("page.html").render(
+        report=report,
+        unmet=[promise for promise in report["promises"] if not promise["met"]],
+        comparisons=comparisons(report),
+        plots=depth_plots(report["sites"]),
+        table=site_table(report["sites"]),
+        notes=[text for text in (*report["notes"], report["gain"]) if text],
+        facts=_facts(report),
+    )
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after a dot."""
+    return Markup(".<wbr>").join(name.split(".")) if name.count(".") > 1 else escape(name)
+
+
+def _facts(report: Mapping[str, Any]) -> dict[str, str]:
+    """How the artifact came about, as far as the report tells."""
+    spent = report["seconds"]
+    steps = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items())
+    facts = {
+        "model": report["origin"],
+        "task": report["task"],
+        "calibrated on": report["calibration"],
+        "scored on": report["scores"]["samples"] if report["scores"] else f"nothing: {report['unscored']}",
+        "timed on": report["timed_on"] if report["latency"] else "",
+        "took": f"{human_seconds(sum(spent.values()))}: {steps}" if spent else "",
+        "versions": ", ".join(f"{name} {version}" for name, version in report["environment"].items()),
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path, hint = folder / REPORT, "the folder of an artifact, as compress export writes it"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"cannot read {path}", found=error.strerror or "", hint=hint) from None
+    except ValueError as error:
+        raise OutputError(f"cannot read {path} as JSON", found=str(error), hint=hint) from None
+    schema = report.get("schema") if isinstance(report, dict) else None
+    if schema != SCHEMA or "promises" not in report:
+        raise OutputError(f"{path} is no report of schema {SCHEMA}", found=f"schema {schema}", hint=hint)
+    return report
+
+
+def _write(path: Path, text: bytes) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(text)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}", found=error.strerror or "", hint="another --output") from None
+    finally:
+        partial.unlink(missing_ok=True)
