@@ -1,5 +1,6 @@
 """`report.html`: one self-contained page made of `report.json` alone. It loads nothing, and reads without scripts."""
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from compressor.artifact import REPORT
@@ -48,13 +50,7 @@ def write_page(folder: str | Path, path: str | Path | None = None) -> Page:
 
 def render(report: Mapping[str, Any]) -> str:
     """The page of a report, given as its JSON has it."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["breakable"] = _breakable
-    return environment.get_template("page.html").render(
+    return _template().render(
         report=report,
         unmet=[promise for promise in report["promises"] if not promise["met"]],
         comparisons=comparisons(report),
@@ -63,6 +59,15 @@ def render(report: Mapping[str, Any]) -> str:
         notes=[text for text in (*report["notes"], report["gain"]) if text],
         facts=_facts(report),
     )
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["breakable"] = _breakable
+    return environment.get_template("page.html")
 
 
 def _breakable(name: str) -> Markup:
