@@ -1,6 +1,6 @@
 """ONNX Runtime: the only file that imports it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from compressor.backends import integers
 from compressor.contractions import Contraction, contractions
 from compressor.errors import BackendError
 from compressor.graph import Feeds, Graph, Run
+from compressor.quantization import Kernels
 from compressor.source import Probe, Stored
 
 
@@ -19,7 +20,7 @@ class OnnxRuntime:
     """`--backend onnxruntime` (or `ort`): a folder with `model.onnx` that ONNX Runtime runs on the CPU."""
 
     name = "onnxruntime"
-    quantizes = ("int8-dynamic", "int4")
+    quantizes: Mapping[str, Kernels] = {"int8-dynamic": Kernels(), "int4": Kernels()}
 
     def probe(self) -> Probe:
         try:

@@ -18,6 +18,7 @@ from compressor.engine import Engine, Verdict
 from compressor.errors import BackendError, NoDeviceError, NotInstalledError
 from compressor.graph import Feeds, Graph, Run
 from compressor.progress import QUIET, Progress
+from compressor.quantization import Kernels
 from compressor.shapes import Range
 from compressor.source import Probe, Stored
 
@@ -26,7 +27,7 @@ class TensorRT:
     """`--backend tensorrt`: an engine for this machine's GPU; without one, all that a GPU host needs to build it."""
 
     name = "tensorrt"
-    quantizes = ()
+    quantizes: Mapping[str, Kernels] = {}
     package = "tensorrt"
     program = "TensorRT"
     needs_device = True

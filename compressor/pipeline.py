@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from compressor.errors import RecipeError
 from compressor.graph import Feeds, Graph
 from compressor.progress import Progress, Quiet
+from compressor.quantization import Kernels
 from compressor.registry import load
 from compressor.sites import Orphan, WeightSite
 from compressor.source import Training
@@ -64,6 +65,7 @@ class Context:
     dense: a copy of the graph from before the first pass, where a pass of the pipeline says `needs_dense`.
     training: n samples to learn from, or all there are for None.
     kept: a folder that outlives a killed run, to go on from; None when nothing is to be kept.
+    kernels: what the backend's kernels ask of codes, by kind of quantization.
     """
 
     calibration: Callable[[int], Sequence[Feeds]] = lambda n: []
@@ -72,6 +74,7 @@ class Context:
     dense: Graph | None = None
     training: Callable[[int | None], Training] | None = None
     kept: Path | None = None
+    kernels: Mapping[str, Kernels] = field(default_factory=dict)
 
 
 class Pass(Protocol):

@@ -21,20 +21,35 @@ if TYPE_CHECKING:
 RoundingKind = Literal["static", "tensor", "block"]
 
 
+SAFE = 64
+"""The largest code of a weight that is multiplied with codes from 0 to 255. Processors that have AVX2 and no VNNI add
+two such products in 16 bits, signed: 2 * 255 * 64 fits, 2 * 255 * 127 is cut off at 32767, without a word."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a runtime's 8-bit kernels ask of the codes.
+
+    largest: magnitude of a weight's code. is_symmetric: whether zero is the middle code of each activation.
+    rounds_outputs: whether a convolution's output is rounded too, without which its kernel is not taken.
+    """
+
+    largest: int = SAFE
+    is_symmetric: bool = False
+    rounds_outputs: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """The grid of one weight: code * scale, with 0 * scale for zero.
 
-    bits: of a code, which lies within +-(2^(bits - 1) - 1).
+    bits: of a code as it is stored. largest: its magnitude, at most 2^(bits - 1) - 1.
     scale: (groups, m, n), positive: one for each d / n neighbours of a row of `WeightSite.matrix`.
     """
 
     bits: int
+    largest: int
     scale: Tensor
-
-    @property
-    def largest(self) -> int:
-        return largest_code(self.bits)
 
     def spread(self, d: int) -> Tensor:
         """The scale of each of d columns: (groups, m, d)."""
@@ -57,7 +72,8 @@ def largest_code(bits: int) -> int:
 class Rounding:
     """How an activation is rounded to 8 bits.
 
-    kind "static": to scale * (code - zero) with a code from 0 to 255, both known beforehand. "tensor": the same, with a
+    kind "static": to scale * (code - zero) with a code from 0 to 255, both known beforehand; where zero is 128, signed
+    codes less 128 do as well. "tensor": the same, with a
     scale and a zero from the least and the largest value of each call, as ONNX's DynamicQuantizeLinear chooses them.
     "block": to scale * code with a code within +-127 and a scale for each `group` neighbours along the last axis, from
     their largest magnitude, as kernels for weights of few bits do.

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from compressor.graph import Feeds, Graph, Run
+from compressor.quantization import Kernels
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Backend(Protocol):
     """One runtime. `name` is what `--backend` takes; `quantizes` the kinds of quantization that it has kernels for."""
 
     name: str
-    quantizes: tuple[str, ...]
+    quantizes: Mapping[str, Kernels]
 
     def probe(self) -> Probe:
         """Can it work on this machine?"""

@@ -10,14 +10,13 @@ SHRINKS = torch.linspace(1.0, 0.5, 21)
 """Shares of the largest magnitude that are tried as the end of the grid."""
 
 
-def grid(W: Tensor, bits: int, group: int, H: Tensor | None = None) -> Tensor:
+def grid(W: Tensor, largest: int, group: int, H: Tensor | None = None) -> Tensor:
     """The scale (groups, m, n) of a symmetric grid for W (groups, m, d), n = d / group; group 0 is the whole row.
 
-    The grid ends at the share of the largest magnitude (1 to 0.5) with which rounding to the nearest costs least: the
-    sum over a row's group of H_jj (W_ij - Q_ij)^2, where H (groups, d, d) is the inputs' Gram matrix; all inputs count
-    alike without one. A row of zeros gets the scale 1: any would do.
+    largest: magnitude of a code. The grid ends at the share of the largest magnitude (1 to 0.5) with which rounding to
+    the nearest costs least: the sum over a row's group of H_jj (W_ij - Q_ij)^2, where H (groups, d, d) is the inputs'
+    Gram matrix; all inputs count alike without one. A row of zeros gets the scale 1: any would do.
     """
-    largest = 2 ** (bits - 1) - 1
     blocks = W.unflatten(-1, (-1, group or W.shape[-1]))  # (groups, m, n, group)
     energy = torch.ones_like(W[:, :1]) if H is None else H.diagonal(dim1=1, dim2=2)[:, None]  # (groups, 1, d)
     energy = energy.unflatten(-1, blocks.shape[-2:])

@@ -16,7 +16,7 @@ from compressor.passes.grids import grid
 from compressor.passes.refit import squared_error
 from compressor.passes.rounding import coordinate_descent, nearest
 from compressor.pipeline import Context, Outcome, Row, choose, in_order
-from compressor.quantization import Grid, Point, Rounding, round_activations
+from compressor.quantization import Grid, Kernels, Point, Rounding, largest_code, round_activations
 from compressor.registry import unknown
 from compressor.sites import WeightSite
 from compressor.statistics import Statistics
@@ -76,8 +76,9 @@ class Quantize:
     def run(self, graph: Graph, context: Context) -> Outcome:
         rows = {row.site: row for row in self.plan(graph)}
         sites = [site for site in graph.sites if rows[site.name].status == "changed"]
+        kernels = context.kernels.get(self.kind, Kernels())
         for site, statistics in self._seen(graph, sites, context):
-            graph.grids[site.name], error = self._round(site, statistics)
+            graph.grids[site.name], error = self._round(site, statistics, kernels)
             rows[site.name] = dataclasses.replace(rows[site.name], numbers=error)
         round_activations(graph, self._points(sites))
         return Outcome(tuple(rows.values()))
@@ -119,11 +120,14 @@ class Quantize:
         for block in calibrate(graph, sites, batches, seed=context.seed, progress=context.progress):
             yield from block.statistics.items()
 
-    def _round(self, site: WeightSite, statistics: Statistics | None) -> tuple[Grid, dict[str, float]]:
+    def _round(
+        self, site: WeightSite, statistics: Statistics | None, kernels: Kernels
+    ) -> tuple[Grid, dict[str, float]]:
         """Write the site's weights, rounded; returns their grid and the numbers of its row."""
         bits, W = self._bits(site), site.matrix()  # (groups, m, d)
         H = None if statistics is None else statistics.gram()  # (groups, d, d)
-        made = Grid(bits, grid(W, bits, self.group if bits == 4 else 0, H))
+        largest = largest_code(4) if bits == 4 else kernels.largest
+        made = Grid(bits, largest, grid(W, largest, self.group if bits == 4 else 0, H))
         S = made.spread(site.d)
         if H is None or statistics is None:
             site.write(nearest(W, S, made.largest))

@@ -106,3 +106,13 @@ def test_an_export_proves_its_codes(tmp_path):
     assert {site.dtype for site in report.sites if site.status == "changed"} == {"int4", "int8"}
     assert {site.found for site in report.sites if site.dtype == "int4"} == {"2:4"}
     assert report.sizes.artifact_bytes < 0.3 * report.sizes.dense_bytes
+
+
+def test_no_sum_of_two_products_leaves_sixteen_bits(tmp_path):
+    """Large weights of one sign meet large activations: kernels without VNNI cut codes of +-127 off here."""
+    model = Compute(lambda self, x: x @ self.weight, weight=1 + 0.01 * normal(64, 8))
+    graph = graph_of(model, 1 + 0.01 * normal(4, 64))
+    run_pipeline(graph, [parse_pass(KINDS["int8-dynamic"])], Context())
+    backend.build(graph, tmp_path)
+    assert difference(graph.run, backend.open(tmp_path, 1), {"x0": 1 + 0.01 * normal(4, 64, seed=1)}) < 1e-5
+    assert graph.grids["weight"].codes(graph.sites[0].matrix()).abs().max() > 60
