@@ -1,6 +1,5 @@
 """TensorRT and TensorRT for RTX: a folder with the ONNX file that they read, and the engine they make of it."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,7 +82,7 @@ class TensorRT:
             return Engine(self.program, why=f"{error.what} ({error.found})")
         engine = tensorrt_build.describe(folder, self.program, answer)
         if not engine.runs_here:
-            return dataclasses.replace(engine, why=f"{self.program} finds no GPU here to run it on")
+            return engine
         tensorrt_build.build_one(folder, self.package, DENSE, self.needs_device, progress)
         return engine
 

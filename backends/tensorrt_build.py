@@ -104,10 +104,11 @@ def build_one(folder: Path, package: str, kind: str, needs_device: bool, progres
 def describe(folder: Path, program: str, answer: dict[str, Any]) -> Engine:
     """The sparse engine, from the builder's answer, its log and the inspector's list."""
     counted = read_log((folder / f"{SPARSE}.log").read_text(encoding="utf-8").splitlines())
-    here = answer["inspected"]
+    here = not answer["why"]
     return Engine(
         f"{program} {answer['version']}", is_built=True, runs_here=here, seconds=answer["seconds"],
         bytes=answer["bytes"], eligible=counted.eligible, chosen=counted.chosen, layers=_layers(folder) if here else (),
+        why="" if here else f"{program} {answer['why']}",
     )  # fmt: skip
 
 

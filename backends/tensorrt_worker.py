@@ -15,6 +15,7 @@ import ctypes
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -165,9 +166,29 @@ def build(request: Request, pipe: Pipe) -> None:
         answer = _build(trt, log, request, pipe)
     finally:
         Path(request["log"]).write_text("\n".join(log.lines) + "\n", encoding="utf-8")
-    if devices:
-        Path(request["layers"]).write_text(inspect(trt, log, request["engine"]), encoding="utf-8")
-    pipe.write({"ok": True, "version": trt.__version__, "inspected": bool(devices), **answer})
+    why = _listed(trt, log, request) if devices else "finds no GPU here to run it on"
+    pipe.write({"ok": True, "version": trt.__version__, "why": why, **answer})
+
+
+def _listed(trt: Any, log: Any, request: Request) -> str:
+    """List the engine's layers; why this GPU does not load it, or ""."""
+    try:
+        layers = inspect(trt, log, request["engine"])
+    except Failed as failure:
+        if request["needs_device"]:  # it was built for this very GPU
+            raise
+        return f"cannot load it on this GPU ({reason(failure.details['log'])})"
+    Path(request["layers"]).write_text(layers, encoding="utf-8")
+    return ""
+
+
+def reason(log: list[str]) -> str:
+    """What the last error of a log says, without the function and the line of TensorRT's source that it names."""
+    errors = [line.removeprefix("[ERROR] ") for line in log if line.startswith("[ERROR]")]
+    if not errors:
+        return "no reason given"
+    found = re.search(r"\((.+?)(?: In \w+ at \S+)?\)$", errors[-1])
+    return (found[1] if found else errors[-1]).rstrip(".")
 
 
 def _build(trt: Any, log: Any, request: Request, pipe: Pipe) -> dict[str, Any]:

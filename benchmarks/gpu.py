@@ -57,15 +57,25 @@ def microseconds(graph: torch.cuda.CUDAGraph) -> float:
     return 1000 * before.elapsed_time(after) / CALLS
 
 
-def sparse(W: Tensor, kernel: str, x: Tensor) -> Tensor:
-    """W packed for one of torch's two kernels."""
+def why_not(kernel: str) -> str:
+    """Why a kernel cannot run on this GPU, or ""."""
+    major, minor = torch.cuda.get_device_capability()
+    if kernel == "CUTLASS" and major != 8:
+        return f"torch has its CUTLASS kernel for compute capability 8.x, this GPU has {major}.{minor}"
+    return ""
+
+
+def sparse(W: Tensor, kernel: str, x: Tensor) -> Callable[[], Tensor]:
+    """The product x W^T by one of torch's two kernels, W packed for it."""
     from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
 
     SparseSemiStructuredTensor._FORCE_CUTLASS = kernel == "CUTLASS"
     packed = to_sparse_semi_structured(W)
-    if kernel == "cuSPARSELt":
-        packed.alg_id_cusparselt = torch._cslt_sparse_mm_search(packed.packed, x.t().contiguous())  # type: ignore[arg-type]
-    return packed
+    if kernel == "CUTLASS":
+        return lambda: F.linear(x, packed)
+    found = torch._C._cusparselt.mm_search(packed.packed, x.t(), None, None, None, True)
+    way = dict(zip(("alg_id", "split_k", "split_k_mode"), found, strict=False))
+    return lambda: torch._cslt_sparse_mm(packed.packed, x.t(), transpose_result=True, **way)
 
 
 def measure(M: int, N: int, K: int, dtype: torch.dtype) -> list[str]:
@@ -79,10 +89,12 @@ def measure(M: int, N: int, K: int, dtype: torch.dtype) -> list[str]:
 
 def gain(kernel: str, dense: torch.cuda.CUDAGraph, W: Tensor, x: Tensor) -> str:
     """How many times faster the kernel is, with quartiles and its error, or why it did not run."""
+    if why := why_not(kernel):
+        return f"not run: {why}"
     try:
-        packed = sparse(W, kernel, x)
-        found, expected = F.linear(x, packed).float(), F.linear(x, W).float()
-        other = captured(lambda: F.linear(x, packed))
+        product = sparse(W, kernel, x)
+        found, expected = product().float(), F.linear(x, W).float()
+        other = captured(product)
     except (RuntimeError, NotImplementedError) as reason:
         return f"not run: {str(reason).splitlines()[0][:80]}"
     ratios = []

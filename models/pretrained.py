@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.util
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -101,12 +102,13 @@ class Pretrained(ABC):
     # *** saving ***
 
     def save(self, folder: Path, graph: Graph) -> None:
-        """Configuration, processor, and the manifest that transformers.exporters' ONNX runner reads."""
+        """Configuration, processor, and the manifest that the ONNX runner of transformers.exporters reads."""
         self.model.config.save_pretrained(folder)
         if getattr(self.model, "generation_config", None) is not None:
             self.model.generation_config.save_pretrained(folder)
         self.processor().save_pretrained(folder)
-        _write_manifest(folder, type(self.model).__name__, graph)
+        if importlib.util.find_spec("transformers.exporters.runners"):  # came after transformers 5.17
+            _write_manifest(folder, type(self.model).__name__, graph)
 
 
 def _paragraphs(records: Records) -> Records:

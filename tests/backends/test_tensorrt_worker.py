@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -168,6 +169,56 @@ def answer(request: dict, environment: dict[str, str]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def worker() -> ModuleType:
+    """The worker's own names, in this process."""
+    spec = importlib.util.spec_from_file_location("worker", WORKER)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+# *** an engine that this GPU does not load ***
+
+# What TensorRT for RTX 1.7.1 said on an H200.
+HOPPER = (
+    "[ERROR] IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine cannot run on this GPU, which "
+    "has compute capability 9.0. TensorRT-RTX does not support this compute capability, so the engine cannot be "
+    "rebuilt for it. In throwUnlessComputeCapSupported at /_src/runtime/dispatch/runtime.cpp:84)"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ([], "no reason given"),
+        (["[WARNING] slow"], "no reason given"),
+        (["[ERROR] first", "[ERROR] out of memory"], "out of memory"),
+        (["[WARNING] slow", HOPPER], HOPPER.partition("(")[2].partition(". In ")[0]),
+    ],
+    ids=["nothing", "warnings", "words", "hopper"],
+)
+def test_the_reason_is_the_last_error_without_where_in_tensorrt_it_was(log, said):
+    assert worker().reason(log) == said
+
+
+@pytest.mark.parametrize("needs_device", [True, False])
+def test_an_engine_that_this_gpu_does_not_load_is_a_fault_only_where_it_was_built_for_it(needs_device, tmp_path):
+    module, request = worker(), {"engine": "e", "layers": str(tmp_path / "layers"), "needs_device": needs_device}
+
+    def refuses(trt: object, log: object, path: str) -> str:
+        raise module.Failed("run", "the engine cannot be loaded on this GPU", log=[HOPPER])
+
+    module.inspect = refuses
+    if needs_device:
+        with pytest.raises(module.Failed, match="cannot be loaded"):
+            module._listed(None, None, request)
+    else:
+        assert "compute capability 9.0" in module._listed(None, None, request)
+    assert not (tmp_path / "layers").exists()
+
+
 # *** CUDA, with a driver whose device is this machine's memory ***
 
 DRIVER = """
@@ -202,12 +253,7 @@ def test_its_cuda_calls_pass_addresses_sizes_and_values_whole(tmp_path):
 
     library = tmp_path / "libdriver.so"
     compiled(DRIVER, library)
-    spec = importlib.util.spec_from_file_location("worker", WORKER)
-    assert spec is not None
-    assert spec.loader is not None
-    worker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(worker)
-    cuda = worker.Cuda(str(library))
+    cuda = worker().Cuda(str(library))
     data = bytes(range(256)) * 3
     address = cuda.allocate(len(data))
     cuda.copy_in(address, data)
