@@ -9,11 +9,12 @@ from typing import Any
 
 from compressor.costs import CostChange
 from compressor.engine import Engine
+from compressor.exhibits import Exhibits
 from compressor.latency import Comparison
 from compressor.parity import Parity
 from compressor.source import Score
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Report:
 
     parity, scores: None when nothing on this machine runs the artifact; ran_in: what ran it.
     notes: what passes say besides their rows. costs: of each workload, in the graph, whatever runs it.
+    exhibits: what the page shows besides.
     engine: how far it came, for runtimes that compile one; latency was then taken on the device, as timed_on says.
     """
 
@@ -130,6 +132,7 @@ class Report:
     timed_on: str = "1 thread"
     notes: tuple[str, ...] = ()
     costs: tuple[CostChange, ...] = ()
+    exhibits: Exhibits = field(default_factory=Exhibits)
 
     def __bool__(self) -> bool:
         return all(promise.met for promise in self.promises)

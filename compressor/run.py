@@ -21,6 +21,8 @@ from compressor.artifact import folder_size
 from compressor.costs import CostChange, Costs, costs_of
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, RecipeError
+from compressor.exhibits import Exhibits
+from compressor.gathering import Gallery
 from compressor.graph import Feeds, Graph, Run
 from compressor.latency import Comparison
 from compressor.onnx_file import MODEL_FILE
@@ -47,6 +49,7 @@ class _Proof:
     promises: tuple[Promise, ...]
     unscored: str
     runs_in: str
+    exhibits: Exhibits
 
 
 class Export:
@@ -80,6 +83,7 @@ class Export:
         dense_nonzero = _count_nonzero(graph)
         dense_costs, dense_shapes = self._costs(graph), _shapes(graph)
         dense = self._score("score the dense model", evaluation, graph.run)
+        gallery = self._gallery(graph)
         twin = self._build_twin(graph, folder)
         outcomes = self._run_passes(graph)
         # Rounding, which runtimes do in their kernels, is operators of its own in the graph: shapes alone count.
@@ -87,7 +91,7 @@ class Export:
         compressed = self._score("score the compressed model", evaluation, graph.run)
         reference = self._in_dtype(graph)
         engine = self._build(graph, reference, folder, shapes)
-        proven = self._prove(graph, reference, outcomes, engine, folder, evaluation, dense, compressed)
+        proven = self._prove(graph, reference, outcomes, engine, folder, evaluation, dense, compressed, gallery)
         latency = self._time(folder, twin, engine)
         sizes = Sizes(
             folder_size(twin or folder, f"{MODEL_FILE}*"),
@@ -127,6 +131,10 @@ class Export:
     def _costs(self, graph: Graph) -> dict[str, Costs]:
         with self._stage("count operations and memory"):
             return costs_of(graph, self.source.workloads())
+
+    def _gallery(self, graph: Graph) -> Gallery:
+        with self._stage("show samples to the dense model"):
+            return Gallery(self.source, graph.run)
 
     def _build_twin(self, graph: Graph, folder: Path) -> Path | None:
         """The dense model as the same backend builds it; None when no pass will make a difference."""
@@ -210,6 +218,7 @@ class Export:
         evaluation: Evaluation | None,
         dense: Score | None,
         compressed: Score | None,
+        gallery: Gallery,
     ) -> _Proof:
         opened = finish.open_artifact(self.backend, folder, engine)
         artifact = proof.cast(opened.run, self.recipe.dtype) if opened.run else None
@@ -217,14 +226,18 @@ class Export:
         scores = self._scores(evaluation, dense, compressed, score)
         rows = (row for one in outcomes for row in one.rows)
         with self._stage("check the artifact"):
-            sites = proof.site_records(graph, rows, self.backend.stored(folder))
+            stored = self.backend.stored(folder)
+            sites = proof.site_records(graph, rows, stored)
             parity = self._parity(reference, artifact) if artifact else None
+        with self._stage("show samples to the artifact"):
+            timed = self._workloads(graph, {}) if self.recipe.passes and engine is None else {}
+            exhibits = gallery.exhibits(artifact, sites, stored, timed)
         promises = proof.promises(sites, scores, parity, self.recipe.allow_partial)
         if isinstance(self.backend, EngineBackend) and engine is not None:
             sites = finish.with_verdicts(sites, self.backend.check(folder / MODEL_FILE), engine)
             promises += finish.engine_promises(sites, engine)
         unscored = "" if scores else _unscored(evaluation, opened)
-        return _Proof(sites, parity, scores, promises, unscored, opened.by)
+        return _Proof(sites, parity, scores, promises, unscored, opened.by, exhibits)
 
     def _parity(self, reference: Graph, artifact: Run) -> Parity:
         return proof.prove_parity(self.source, reference.run, artifact, self.recipe.dtype, bool(reference.points))
@@ -281,6 +294,7 @@ class Export:
             timed_on=f"{engine.runtime}, GPU" if engine else "1 thread",
             notes=tuple(note for outcome in outcomes for note in outcome.notes),
             costs=costs,
+            exhibits=proven.exhibits,
         )
 
     def _gain(self, outcomes: Sequence[Outcome]) -> str:

@@ -57,6 +57,28 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model makes of one sample: a text, or a class and its probability."""
+
+    text: str
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Showcase:
+    """A few held-out samples for people to look at.
+
+    kind: "text" or "picture". questions: texts, or pictures as data URIs. wanted: how the text really goes on, or the
+    label. answers: what a runtime makes of each.
+    """
+
+    kind: str
+    questions: tuple[str, ...]
+    wanted: tuple[str, ...]
+    answers: Callable[[Run], list[Answer]]
+
+
+@dataclass(frozen=True)
 class Training:
     """Samples to learn from, none of them among those that are scored.
 
@@ -102,6 +124,9 @@ class Source(Protocol):
 
     def evaluation(self, n: int) -> Evaluation | None:
         """n held-out samples, or None when the data has no labels."""
+
+    def showcase(self) -> Showcase | None:
+        """A few held-out samples to look at, or None when the task or the data has none."""
 
     def workloads(self) -> Mapping[str, Feeds]:
         """Representative inputs to time, by name (`prefill`, `decode`)."""

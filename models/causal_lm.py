@@ -15,9 +15,10 @@ from compressor.models.pretrained import Pretrained
 from compressor.models.records import Records, short
 from compressor.models.task import next_token_loss, perplexity
 from compressor.models.tokens import context_length, load_tokenizer, windows
-from compressor.source import Evaluation, Score, Training
+from compressor.source import Answer, Evaluation, Score, Showcase, Training
 
 PROMPT_LENGTHS = (16, 12, 8)
+SHOWN, SHOWN_TOKENS = 3, 72
 BATCH = 8
 MOST_LOGITS = 50_000_000  # 200 MB in float32
 
@@ -183,6 +184,21 @@ class CausalLM(Pretrained):
         for row, length in zip(mask, PROMPT_LENGTHS, strict=False):
             row[: longest - length] = 0
         return greedy(run, self.feeds, ids, mask, min(n_tokens, context_length(self.model) - longest))
+
+    def showcase(self) -> Showcase:
+        """Greedy continuations of the beginnings of a few windows of held-out text."""
+        length = min(SHOWN_TOKENS, self.window)
+        ids = self._windows(self.splits.evaluation or self.splits.calibration, length, SHOWN)
+        prompts, rest = ids.tensor_split([length // 3], dim=1)
+
+        def decoded(rows: Tensor) -> tuple[str, ...]:
+            return tuple(self.tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+        def answers(run: Run) -> list[Answer]:
+            made = greedy(run, self.feeds, prompts, torch.ones_like(prompts), rest.shape[1])
+            return [Answer(text) for text in decoded(made)]
+
+        return Showcase("text", decoded(prompts), decoded(rest), answers)
 
 
 def greedy(run: Run, feeds: Callable[..., Feeds], ids: Tensor, mask: Tensor, n_tokens: int) -> Tensor:

@@ -12,7 +12,7 @@ from compressor.graph import Feeds, Port
 from compressor.models.images import Pixels
 from compressor.models.pretrained import Pretrained
 from compressor.models.records import short
-from compressor.source import Evaluation, Training
+from compressor.source import Evaluation, Showcase, Training
 
 PORT = "pixel_values"
 
@@ -69,6 +69,11 @@ class ImageClassification(Pretrained):
         if records is None:
             return None
         return self._pixels.evaluation(records, n, config.label2id, config.num_labels, self.described(records))
+
+    def showcase(self) -> Showcase | None:
+        records, config = self.splits.evaluation, self.model.config
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        return None if records is None else self._pixels.showcase(records, config.label2id, names)
 
     def workloads(self) -> Mapping[str, Feeds]:
         return self._pixels.workloads(self.example()[PORT])

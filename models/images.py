@@ -1,5 +1,7 @@
 """Batches, scores and timing inputs for image classifiers, whoever prepares the pixels."""
 
+import base64
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +11,11 @@ from torch import Tensor
 
 from compressor.graph import Feeds, Run
 from compressor.models.records import Records
-from compressor.models.task import batches, choose, class_loss, is_labelled, label_ids, top1
-from compressor.source import Evaluation, Score, Training
+from compressor.models.task import batches, best_guess, choose, class_loss, is_labelled, label_ids, top1
+from compressor.source import Answer, Evaluation, Score, Showcase, Training
 
 BATCH = 50
+SHOWN, SHOWN_SIDE, LOSSLESS_SIDE = 12, 96, 32
 MOST_VALUES = 1 << 22
 """Of the images that go through a model at once while it learns: 1365 of 32 x 32, 27 of 224 x 224."""
 
@@ -76,7 +79,27 @@ class Pixels:
 
         return Evaluation(f"{len(chosen)} images from {described}", score)
 
+    def showcase(self, records: Records, label2id: dict[str, int], names: Sequence[str]) -> Showcase:
+        """A few of the images, with the class of the first output that is most likely."""
+        chosen = choose(len(records), SHOWN, self.seed)
+        labels = label_ids([records.items[i]["label"] for i in chosen], label2id, len(names))
+
+        def answers(run: Run) -> list[Answer]:
+            return best_guess(next(iter(run(self._feeds(records, chosen)).values())), names)
+
+        pictures = tuple(_data_uri(records.items[i]["image"].open()) for i in chosen)
+        return Showcase("picture", pictures, tuple(names[i] for i in labels), answers)
+
     def workloads(self, pixels: Tensor) -> Mapping[str, Feeds]:
         """One image, and eight at once."""
         one = pixels[:1].contiguous()
         return {"batch of 1": {self.port: one}, "batch of 8": {self.port: torch.cat([one] * 8)}}
+
+
+def _data_uri(picture: Any) -> str:
+    """A small copy of a PIL image, as a page holds it."""
+    small, stored = picture.convert("RGB"), io.BytesIO()
+    small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    kind = "png" if max(small.size) <= LOSSLESS_SIDE else "jpeg"
+    small.save(stored, kind, quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(stored.getvalue()).decode()}"

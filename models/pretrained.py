@@ -18,7 +18,7 @@ from compressor.graph import Feeds, Graph, Port, Run, lower
 from compressor.models import zoo
 from compressor.models.data import Kind, Records, Splits, open_data
 from compressor.models.task import Options
-from compressor.source import Evaluation, Training
+from compressor.source import Evaluation, Showcase, Training
 
 
 class Pretrained(ABC):
@@ -61,6 +61,9 @@ class Pretrained(ABC):
         return (model(**feeds).logits,)
 
     def generate(self, run: Run, n_tokens: int) -> Tensor | None:
+        return None
+
+    def showcase(self) -> Showcase | None:
         return None
 
     # *** lowering ***

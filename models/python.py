@@ -29,7 +29,7 @@ from compressor.models.brought import brought
 from compressor.models.data import Splits, open_data
 from compressor.models.images import Pixels
 from compressor.models.task import Options, check_finite, class_loss
-from compressor.source import Evaluation, Training
+from compressor.source import Evaluation, Showcase, Training
 
 NOT_THEIRS = (__file__, "<frozen", str(Path(torch.__file__).parent), str(Path(importlib.__file__).parent))
 RETURNS = "return module, example_tensor   (or compressor.Model)"
@@ -182,6 +182,13 @@ class ModuleSource:
             return None
         label2id = {label: i for i, label in enumerate(self.model.labels)}
         return self._pixels.evaluation(records, n, label2id, self._n_classes, records.description)
+
+    def showcase(self) -> Showcase | None:
+        records = self.splits.evaluation if self.options.data else None
+        if records is None or self._n_classes is None:
+            return None
+        names = [*self.model.labels, *map(str, range(len(self.model.labels), self._n_classes))]
+        return self._pixels.showcase(records, {label: i for i, label in enumerate(self.model.labels)}, names)
 
     def workloads(self) -> Mapping[str, Feeds]:
         return {"example": self._example}

@@ -8,8 +8,10 @@ from compressor.errors import SourceError
 from compressor.graph import Feeds, Run
 from compressor.models.masked_lm import BATCH, Encoder
 from compressor.models.records import Record
-from compressor.models.task import batches, choose, class_loss, is_labelled, label_ids, top1
-from compressor.source import Evaluation, Score, Training
+from compressor.models.task import batches, best_guess, choose, class_loss, is_labelled, label_ids, top1
+from compressor.source import Evaluation, Score, Showcase, Training
+
+SHOWN = 4
 
 
 class SequenceClassification(Encoder):
@@ -56,6 +58,20 @@ class SequenceClassification(Encoder):
             return top1(correct, "texts")
 
         return Evaluation(f"{len(texts)} texts from {self.described(records)}", score)
+
+    def showcase(self) -> Showcase | None:
+        records, config = self.splits.evaluation, self.model.config
+        if records is None:
+            return None
+        texts = [records.items[i] for i in choose(len(records), SHOWN, self.options.seed)]
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        labels = label_ids([record["label"] for record in texts], config.label2id, config.num_labels)
+        return Showcase(
+            "text",
+            tuple(" / ".join(filter(None, (text["text"], text.get("text_pair")))) for text in texts),
+            tuple(names[i] for i in labels),
+            lambda run: best_guess(run(self._encode(texts))["logits"], names),
+        )
 
     def _encode(self, records: Sequence[Record]) -> Feeds:
         """Texts, or pairs of them, padded to the longest and cut at the window."""

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 
 from compressor.errors import DataError, SourceError
 from compressor.models.records import Records
-from compressor.source import Options, Score
+from compressor.source import Answer, Options, Score
 
 __all__ = [
     "IGNORED",
     "Options",
     "batches",
+    "best_guess",
     "check_finite",
     "choose",
     "class_loss",
@@ -103,6 +104,12 @@ def _label_id(label: int | str, label2id: dict[str, int], n_classes: int) -> int
             hint=f"labels 0 to {n_classes - 1}, or the model's own names",
         )
     return index
+
+
+def best_guess(logits: Tensor, names: Sequence[str]) -> list[Answer]:
+    """The likeliest class of each row of logits (n, classes), and its probability."""
+    shares, classes = logits.float().softmax(-1).max(-1)
+    return [Answer(names[i], share) for i, share in zip(classes.tolist(), shares.tolist(), strict=True)]
 
 
 # *** weights ***

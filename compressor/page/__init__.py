@@ -15,7 +15,11 @@ from compressor.artifact import REPORT
 from compressor.errors import OutputError
 from compressor.page.comparison import comparisons
 from compressor.page.depth import depth_plots
+from compressor.page.plot import Plot
+from compressor.page.roofline import roofline_plot
+from compressor.page.samples import agreement, samples
 from compressor.page.table import site_table
+from compressor.page.texture import texture_plot
 from compressor.report import SCHEMA, as_json
 from compressor.units import human_seconds
 
@@ -50,15 +54,24 @@ def write_page(folder: str | Path, path: str | Path | None = None) -> Page:
 
 def render(report: Mapping[str, Any]) -> str:
     """The page of a report, given as its JSON has it."""
+    shown = samples(report["exhibits"])
     return _template().render(
         report=report,
         unmet=[promise for promise in report["promises"] if not promise["met"]],
         comparisons=comparisons(report),
-        plots=depth_plots(report["sites"]),
+        samples=shown,
+        agreement=agreement(shown),
+        plots=_plots(report),
         table=site_table(report["sites"]),
         notes=[text for text in (*report["notes"], report["gain"]) if text],
         facts=_facts(report),
     )
+
+
+def _plots(report: Mapping[str, Any]) -> list[Plot]:
+    """Those that the report has numbers for."""
+    others = (texture_plot(report["exhibits"]["texture"]), roofline_plot(report))
+    return [*depth_plots(report["sites"]), *(plot for plot in others if plot)]
 
 
 @functools.cache

@@ -1,10 +1,10 @@
 """The artifact beside the dense model, measure by measure: two bars from zero, what changed, and how sure that is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.units import human_bytes
+from compressor.units import human_bytes, human_count
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def comparisons(report: Mapping[str, Any]) -> dict[str, list[Measure]]:
     return {
         "Accuracy": list(_accuracy(report)),
         "Speed": [_speed(row) for row in report["latency"]],
-        "Size": list(_size(report["sizes"])),
+        "Size": [*_size(report["sizes"]), *_work(report["costs"])],
     }
 
 
@@ -92,6 +92,19 @@ def _size(sizes: Mapping[str, Any]) -> Iterator[Measure]:
         _bars({whose: (n, f"{n:,}") for whose, n in nonzero.items()}),
         _share(nonzero["artifact"], nonzero["dense"]),
     )
+
+
+def _work(costs: Sequence[Mapping[str, Any]]) -> Iterator[Measure]:
+    """What one call takes, where that has changed."""
+    for name, counts in ((row["workload"], (row["dense"], row["compressed"])) for row in costs):
+        dense, own = (one["flops"] for one in counts)
+        if dense != own:
+            bars = _bars({"dense": (dense, f"{human_count(dense)}"), "artifact": (own, human_count(own))})
+            yield Measure(f"FLOPs, {name}", "of contractions, zeros multiplied like others", bars, _share(own, dense))
+        dense, own = (one["parameter_bytes"] + one["activation_bytes"] for one in counts)
+        if dense != own:
+            bars = _bars({"dense": (dense, human_bytes(dense)), "artifact": (own, human_bytes(own))})
+            yield Measure(f"memory, {name}", "weights and values held at once, counted", bars, _share(own, dense))
 
 
 def _bars(values: Mapping[str, tuple[Any, str]]) -> tuple[Bar, ...]:

@@ -1,24 +1,13 @@
 """Two pictures over the depth of the model: what each site's outputs have lost, and how many weights are zero."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
-
+from compressor.page.plot import Plot
 from compressor.page.svg import Axis, Frame, decades, tag
 
 LABELLED = 3
 """Sites with the largest errors, which are named in the picture."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A picture, its heading, and what it shows in a sentence."""
-
-    title: str
-    text: str
-    picture: Markup
 
 
 def depth_plots(sites: Sequence[Mapping[str, Any]]) -> list[Plot]:

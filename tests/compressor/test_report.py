@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from compressor.costs import CostChange, Costs
 from compressor.engine import Engine, Layer
+from compressor.exhibits import Exhibits, Sample, Texture
 from compressor.latency import Comparison, Latency
 from compressor.models.task import perplexity, top1
 from compressor.parity import Parity
 from compressor.report import Promise, Report, Scores, SiteRecord, Sizes, as_json, score_drop
+from compressor.roofs import Roofs
+from compressor.source import Answer
 
 NAN = math.nan
 
@@ -48,6 +51,12 @@ def report(**changes: object) -> Report:
         output="tiny-onnxruntime",
         engine=Engine("TensorRT 11.4", True, eligible=1, chosen=0, layers=(Layer("linear", "gemm", False, "w"),)),
         costs=(CostChange("prefill", Costs(1000, 32, 128, 64), Costs(500, 16, 64, 64)),),
+        exhibits=Exhibits(
+            (Sample("text", "Once upon", " a time there was", Answer(" a time there is"), Answer(" a hill there is")),),
+            Texture("w", "2:4", ("1..b", "..9i")),
+            Roofs(2e9, 1e9),
+            {"prefill": 300},
+        ),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
@@ -73,6 +82,7 @@ def keys(value: object) -> object:
 SCORE = dict.fromkeys(["metric", "value", "n", "unit", "stderr", "higher_is_better", "per_sample"]) | {
     "per_sample": [None]
 }
+ANSWER = dict.fromkeys(["text", "share"])
 GOLDEN = {
     **dict.fromkeys(["schema", "passed", "model", "task", "origin", "recipe", "pipeline", "backend", "dtype", "gain"]),
     "calibration": None,
@@ -120,12 +130,18 @@ GOLDEN = {
             ),
         }
     ],
+    "exhibits": {
+        "samples": [{**dict.fromkeys(["kind", "question", "wanted"]), **dict.fromkeys(["dense", "artifact"], ANSWER)}],
+        "texture": {**dict.fromkeys(["site", "pattern"]), "rows": [None]},
+        "roofs": dict.fromkeys(["flops", "bandwidth"]),
+        "traffic": {"prefill": None},
+    },
 }
 
 
 def test_the_fields_of_the_json_are_these_and_a_change_to_them_is_a_change_of_schema():
     loaded = json.loads(report().to_json())
-    assert loaded["schema"] == 2
+    assert loaded["schema"] == 3
     assert keys(loaded) == GOLDEN
 
 

@@ -198,6 +198,10 @@ def test_images_are_prepared_by_the_model_and_scored_by_its_labels(file, tmp_pat
         lambda feeds: {"logits": torch.tensor([[1.0, 0.0]]).expand(len(feeds["input"]), 2)}
     )
     assert (score.value, score.n) == (50, 4)
+    shown = source.showcase()
+    assert shown.wanted == ("cat", "cat", "dog", "dog")
+    answers = shown.answers(lambda feeds: {"logits": torch.eye(2)[[0, 1, 0, 1]]})
+    assert [one.text for one in answers] == ["cat", "dog", "cat", "dog"]
     assert source.calibration_description.startswith("the first 80 % of each class of d")
 
 
@@ -207,6 +211,7 @@ def test_inputs_that_the_model_brings_calibrate_it():
     assert [len(batch["x"]) for batch in source.calibration(5)] == [3, 2]
     assert source.calibration_description == "the inputs that Flexible brings"
     assert source.evaluation(5) is None
+    assert source.showcase() is None
 
 
 def test_a_model_that_is_no_classifier_calibrates_and_is_not_scored(tmp_path):

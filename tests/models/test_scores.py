@@ -1,6 +1,8 @@
 """What is calibrated on, what is scored, and that the score is what it says."""
 
+import base64
 import dataclasses
+import io
 import math
 from functools import cache
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from compressor.errors import DataError, SourceError
@@ -245,12 +248,41 @@ def test_workloads_are_a_prompt_and_a_step_after_it(checkpoints, tmp_path):
     assert decode["past_key_values.1.value"].shape == (1, 4, 8, 4)
 
 
+def test_the_showcase_is_text_that_goes_on_and_what_a_run_makes_of_it(checkpoints, tmp_path):
+    source = opened(checkpoints["causal"], text(tmp_path / "a.txt", words(2000)))
+    shown = source.showcase()
+    assert (shown.kind, len(shown.questions)) == ("text", 3)
+    held_out = source.splits.evaluation.items[0]["text"].split()
+    for question, wanted in zip(shown.questions, shown.wanted, strict=True):
+        both = question.split() + wanted.split()
+        assert (len(question.split()), len(both)) == (5, WINDOW)
+        assert any(held_out[i : i + WINDOW] == both for i in range(len(held_out)))
+
+    def run(feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"logits": torch.eye(VOCABULARY)[feeds["input_ids"]].roll(1, -1)}  # the next id
+
+    first = WORDS.index(shown.questions[0].split()[-1])
+    answered = shown.answers(run)[0]
+    assert answered.text.split()[:2] == WORDS[first + 1 : first + 3]
+    assert (len(answered.text.split()), answered.share) == (11, None)
+
+
 # *** labelled text ***
 
 
 def labelled(folder: Path, n: int = 60) -> Path:
     texts = [" ".join(WORDS[i % 80 : i % 80 + 3 + i % 5]) for i in range(n)]
     return table(folder / "a.parquet", text=texts, label=[i % 3 for i in range(n)])
+
+
+def test_the_showcase_of_a_sequence_classifier_is_labelled_text(checkpoints, tmp_path):
+    source = opened(checkpoints["sequence"], labelled(tmp_path))
+    shown = source.showcase()
+    assert (shown.kind, len(shown.questions)) == ("text", 4)
+    evaluated = {record["text"]: f"LABEL_{record['label']}" for record in source.splits.evaluation.items}
+    assert shown.wanted == tuple(evaluated[question] for question in shown.questions)
+    sure = shown.answers(lambda feeds: {"logits": torch.tensor([[0.0, 30.0, 0.0]]).repeat(4, 1)})
+    assert [(one.text, one.share) for one in sure] == [("LABEL_1", 1.0)] * 4
 
 
 def test_top_1_of_a_sequence_classifier_is_the_share_it_gets_right(checkpoints, tmp_path):
@@ -320,6 +352,21 @@ def test_top_1_of_an_image_classifier_is_the_share_it_gets_right(checkpoints, tm
     assert score.per_sample == tuple(right)
     assert (score.n, score.unit) == (6, "images")
     assert [x.shape for x in source.calibration(70)[0].values()] == [(24, 3, 32, 32)]
+
+
+def test_the_showcase_of_an_image_classifier_is_small_pictures_that_a_page_can_hold(checkpoints, tmp_path):
+    for name, size in (("LABEL_0", 20), ("LABEL_1", 500)):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (size, size), (0, 50 * i, 0)).save(tmp_path / "d" / name / f"{i}.png")
+    shown = opened(checkpoints["image"], tmp_path / "d").showcase()
+    assert (shown.kind, shown.wanted) == ("picture", ("LABEL_0", "LABEL_1"))
+    made = [Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) for uri in shown.questions]
+    assert [(one.format, one.size) for one in made] == [("PNG", (20, 20)), ("JPEG", (96, 96))]
+    assert made[0].getpixel((3, 3)) == (0, 200, 0), "the held-out one, without loss"
+    [first, second] = shown.answers(lambda feeds: {"logits": torch.tensor([[0.0, 0, 0, 9], [0, 9.0, 0, 0]])})
+    assert (first.text, second.text) == ("LABEL_3", "LABEL_1")
+    assert first.share == pytest.approx(1, abs=1e-3)
 
 
 def test_an_image_classifier_without_data_is_refused_with_the_flag(checkpoints):
