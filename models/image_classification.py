@@ -29,12 +29,16 @@ class ImageClassification(Pretrained):
 
         try:
             return AutoImageProcessor.from_pretrained(self.where, trust_remote_code=self.options.remote_code)
-        except Exception as error:
-            raise SourceError(
-                f"{self.name} has no image processor that can be loaded",
-                found=short(error),
-                hint="preprocessor_config.json beside config.json (image_processor.save_pretrained)",
+        except ImportError as error:  # the first releases of transformers 5 load one with torchvision alone
+            raise self._no_processor(
+                error, "pip install torchvision, or a newer transformers, which needs none"
             ) from error
+        except Exception as error:
+            hint = "preprocessor_config.json beside config.json (image_processor.save_pretrained)"
+            raise self._no_processor(error, hint) from error
+
+    def _no_processor(self, error: Exception, hint: str) -> SourceError:
+        return SourceError(f"{self.name} has no image processor that can be loaded", found=short(error), hint=hint)
 
     def processor(self) -> Any:
         return self._image_processor

@@ -152,6 +152,18 @@ def test_a_configuration_that_is_not_json_is_refused(copy):
     assert "config.json is not JSON" in refusal(folder).what
 
 
+def test_a_transformers_that_needs_torchvision_for_images_is_told_of_with_what_to_install(copy, monkeypatch):
+    from transformers import AutoImageProcessor
+
+    def needs_torchvision(*_: object, **__: object) -> None:
+        raise ImportError("AutoImageProcessor requires the Torchvision library")
+
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", needs_torchvision)
+    refused = refusal(copy("image"))
+    assert "no image processor" in refused.what
+    assert refused.hint.startswith("pip install torchvision")
+
+
 @pytest.mark.parametrize(
     ("task", "files", "what"),
     [

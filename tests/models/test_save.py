@@ -13,6 +13,8 @@ from compressor.onnx_file import save, to_onnx
 from compressor.source import Options
 from tests.trained import lowered
 
+pytest.importorskip("transformers.exporters.runners", reason="this transformers has no runner of exported models")
+
 
 def written(source: Any, folder: Path) -> Any:
     """transformers' own idea of the folder, with the model in it."""
