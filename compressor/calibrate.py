@@ -137,7 +137,7 @@ class _Streams:
 
     def __init__(self, graph: Graph, batches: Sequence[Feeds], beside: bool, cross: bool, held: Iterable[int]):
         self.machine = Machine(graph.module)
-        self.pruned = [_placed(graph, batch) for batch in batches]
+        self.pruned = [placed(graph, batch) for batch in batches]
         self.dense = list(self.pruned) if beside else []
         self.cross = cross
         output = scored(next(iter(reversed(graph.module.graph.nodes))))
@@ -145,7 +145,7 @@ class _Streams:
 
     def see(self, part: Segment, generator: torch.Generator, step: Callable[[], None]) -> Block:
         """Gather the segment's statistics, and carry the dense batches over it while its weights are dense."""
-        statistics = _empty_statistics(part.sites, self.cross)
+        statistics = empty_statistics(part.sites, self.cross)
         block = Block(part, statistics, self.machine, self.pruned, [], [], self.final)
         for at, batch in enumerate(self.pruned):
             seen = batch | self.machine.run_nodes(part.nodes, batch, keep=_watched(part) | part.outputs)
@@ -154,7 +154,7 @@ class _Streams:
                 block.pruned.append({node: seen[node] for node in part.outputs})
                 block.dense.append({node: dense[node] for node in part.outputs})
             if at not in self.final:
-                _gather(statistics, seen, dense, len(self.pruned) - len(self.final), generator)
+                gather(statistics, seen, dense, len(self.pruned) - len(self.final), generator)
             step()
         return block
 
@@ -188,7 +188,7 @@ class Measured:
 
 def measure(graph: Graph, sites: Sequence[WeightSite], batch: Feeds) -> Measured:
     """Run the sites' segments once on one batch, to tell what calibration will take."""
-    machine, values = Machine(graph.module), _placed(graph, batch)
+    machine, values = Machine(graph.module), placed(graph, batch)
     seconds, live, sizes, rows = 0.0, [0], [], {}
     for part in segments(graph, sites):
         start = time.perf_counter()
@@ -215,12 +215,13 @@ def input_of(site: WeightSite) -> Any:
     return site if site.layout == "kernel" else tuple(use.activation for use in site.uses)
 
 
-def _placed(graph: Graph, batch: Feeds) -> Values:
+def placed(graph: Graph, batch: Feeds) -> Values:
+    """A batch by the nodes that it is fed to."""
     placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
     return {node: batch[port.name] for node, port in zip(placeholders, graph.inputs, strict=True)}
 
 
-def _empty_statistics(sites: Iterable[WeightSite], cross: bool) -> dict[WeightSite, Statistics]:
+def empty_statistics(sites: Iterable[WeightSite], cross: bool) -> dict[WeightSite, Statistics]:
     """One Statistics per distinct input: q, k and v, which read the same activation, share theirs."""
     shared: dict[Any, Statistics] = {}
     result = {}
@@ -233,9 +234,10 @@ def _empty_statistics(sites: Iterable[WeightSite], cross: bool) -> dict[WeightSi
     return result
 
 
-def _gather(
+def gather(
     statistics: dict[WeightSite, Statistics], seen: Values, dense: Values, n_batches: int, generator: torch.Generator
 ) -> None:
+    """Add what the sites read in one of n_batches batches, and what they read in its place in the dense model."""
     done = set()
     for site, statistic in statistics.items():
         if id(statistic) in done:

@@ -54,7 +54,7 @@ FLAGS = (
     Flag("sparsify", "iterations", int, "Iterations of ADMM, in threes: 12 are quick, 48 are thorough."),
     Flag("sparsify", "targets", list[str], "Glob over weight names; repeatable. Default: all but stem, head and tied."),
     Flag("sparsify", "ignore", list[str], "Glob over weight names to leave dense; may be repeated."),
-    Flag("sparsify", "scope", str, "Of a ratio: each site alone, or all together (global; magnitude only)."),
+    Flag("sparsify", "scope", str, "Of a ratio: site (each alone), loss (more where it costs less), global or auto."),
     Flag("sparsify", "refit", int, "Conjugate-gradient steps on the kept weights; 0 switches them off."),
     Flag("sparsify", "bias", bool, "Refit each bias with its weights.", names=("--bias/--no-bias",)),
     Flag("sparsify", "match", str, "What outputs are fitted to: pruned, dense, or auto (held-out samples decide)."),

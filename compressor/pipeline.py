@@ -66,6 +66,7 @@ class Context:
     training: n samples to learn from, or all there are for None.
     kept: a folder that outlives a killed run, to go on from; None when nothing is to be kept.
     kernels: what the backend's kernels ask of codes, by kind of quantization.
+    is_logits: whether the last axis of the scored output holds the logits of classes.
     """
 
     calibration: Callable[[int], Sequence[Feeds]] = lambda n: []
@@ -75,6 +76,7 @@ class Context:
     training: Callable[[int | None], Training] | None = None
     kept: Path | None = None
     kernels: Mapping[str, Kernels] = field(default_factory=dict)
+    is_logits: bool = True
 
 
 class Pass(Protocol):

@@ -45,6 +45,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "best": {
         "sparsify": {
             "method": "admm", "refit": 5, "bias": True, "match": "auto", "reconstruct": 64, "samples": 512,
+            "scope": "auto",
         },
     },
 }  # fmt: skip

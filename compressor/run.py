@@ -149,8 +149,9 @@ class Export:
     def _run_passes(self, graph: Graph) -> list[Outcome]:
         dense = graph.copy() if any(one.needs_dense for one in self.recipe.passes) else None
         context = Context(
-            self._calibrate, self.recipe.seed, self.progress, dense, self._training, self.kept, self.backend.quantizes
-        )
+            self._calibrate, self.recipe.seed, self.progress, dense, self._training, self.kept, self.backend.quantizes,
+            is_logits=getattr(self.source, "is_logits", True),
+        )  # fmt: skip
         with self._stage("run the passes"):
             outcomes = run_pipeline(graph, self.recipe.passes, context, self.observers)
         gc.collect()

@@ -140,6 +140,12 @@ class WeightSite:
         n, kernel, _ = patches.shape
         return patches.reshape(n, kernel, self.groups, self.K).permute(2, 0, 1, 3).reshape(self.groups, n, self.d)
 
+    def outputs(self, use: Use, y: Tensor) -> Tensor:
+        """What a use computes, or its gradient, as the rows that the matrix makes: (groups, n, m / groups)."""
+        if self.layout == "kernel":
+            y = self._batched(y).movedim(1, -1)
+        return y.reshape(-1, self.groups, self.m // self.groups).movedim(0, 1)
+
     def n_positions(self, use: Use, x: Tensor) -> int:
         """How many rows `columns` has when every position is taken."""
         if self.layout != "kernel":

@@ -165,8 +165,12 @@ class ModuleSource:
                 n -= len(next(iter(feeds.values())))
         return chosen
 
+    @property
+    def is_logits(self) -> bool:
+        return self._n_classes is not None
+
     def training(self, n: int | None = None) -> Training:
-        model, is_logits = self.model, self._n_classes is not None
+        model, is_logits = self.model, self.is_logits
         if not self.options.data and (model.training or model.calibration):
             unlabelled: list[tuple[Any, Tensor | None]] = [(inputs, None) for inputs in model.calibration]
             named = [(self._named(inputs), targets) for inputs, targets in model.training or unlabelled]

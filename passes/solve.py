@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,12 +36,14 @@ class BlockSolver:
     """How the sites of a block are solved.
 
     options: of the pass. patterns: what each site's weight is to take. keeps: masks (groups, m, d) that were chosen
-    beforehand, for the sites that have one.
+    beforehand, for the sites that have one. rows: what a squared change of each output costs (groups, m), for the sites
+    where that is known; it tells weights of one row from those of another.
     """
 
     options: "Sparsify"
     patterns: Mapping[WeightSite, Pattern]
     keeps: Mapping[WeightSite, Tensor]
+    rows: Mapping[WeightSite, Tensor] = field(default_factory=dict)
 
     def solve(self, block: Block) -> dict[WeightSite, Numbers]:
         """Write the weights of a block's sites; returns the numbers of their rows."""
@@ -87,13 +89,16 @@ class BlockSolver:
     def _solve_groups(self, site: WeightSite, T: Tensor, damped: list[Tensor]) -> Tensor:
         """Pruned and refitted targets T (groups, m, d), for inputs of damped Gram matrices (d, d), one per group."""
         solve = method_of(self.options.method, self.options.iterations)
-        pattern = self.patterns[site]
-        solved = []
+        pattern, solved = self.patterns[site], []
+        scale = (
+            self.rows[site].sqrt()[:, :, None] if site in self.rows else torch.ones_like(T[:, :, :1])
+        )  # (groups, m, 1)
+        T = T * scale
         for g, (T_g, H_g) in enumerate(zip(T, damped, strict=True)):
             keep = self.keeps[site][g] if site in self.keeps else None
             V_g, keep = solve(T_g, H_g, pattern) if keep is None else (T_g * keep, keep)
             solved.append(conjugate_gradients(V_g, keep, T_g, H_g, self.options.refit))
-        return torch.stack(solved)
+        return torch.stack(solved) / scale
 
 
 def _check_rows(site: WeightSite, n: int) -> None:

@@ -11,15 +11,17 @@ from torch import Tensor
 from compressor.calibrate import calibrate
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
+from compressor.passes.allocate import SHARES
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
+from compressor.passes.shares import divided
 from compressor.passes.solve import BlockSolver, Numbers
 from compressor.pattern import NM, Pattern, Ratio, parse_pattern
 from compressor.pipeline import Context, Outcome, Row, choose, in_order
 from compressor.registry import unknown
 from compressor.sites import WeightSite
 
-SCOPES = ("site", "global")
+SCOPES = ("site", "global", "loss", "auto")
 MATCHES = ("pruned", "dense", "auto")
 
 
@@ -33,8 +35,10 @@ class Sparsify:
         outputs and the pattern together (Meng et al. 2024): the best masks, and the slowest on wide layers. "auto":
         admm for each site where its price is that of a plain SparseGPT, by shape; else sparsegpt.
     iterations: of ADMM, in threes with one factorization each.
-    scope: for a ratio, whether each site loses that share ("site") or all sites together do ("global",
-        which ranks scores across sites and so serves magnitude only).
+    scope: for a ratio, whether each site loses that share ("site") or all sites together do: "global" ranks scores
+        across sites, and so serves magnitude only; "loss" measures what each site's zeros do to the loss of the dense
+        model, by gradients on calibration data, and takes more where it costs less. "auto": by loss where there is a
+        ratio that this can serve, else each site alone.
     refit: conjugate-gradient steps on the kept weights after the mask is chosen (0 switches it off).
     bias: whether the bias of a site is refitted with its weights, which are then chosen by what their inputs vary and
         not by their means. Where a batch normalization reads the site, its running mean stands for the bias; a site
@@ -73,9 +77,24 @@ class Sparsify:
             raise unknown("scope", self.scope, SCOPES)
         if self.match not in MATCHES:
             raise unknown("match", self.match, MATCHES)
-        if self.scope == "global" and not isinstance(self._pattern, Ratio):
+        self._check_scope()
+        if min(self.refit, self.damping, self.reconstruct) < 0 or min(self.samples, self.iterations) < 1:
             raise RecipeError(
-                f"scope=global needs a ratio, not {self.pattern}",
+                "refit, damping and reconstruct cannot be negative, and samples and iterations must be at least 1"
+            )
+
+    @property
+    def _scope(self) -> str:
+        if self.scope != "auto":
+            return self.scope
+        return "loss" if isinstance(self._pattern, Ratio) and self._pattern.sparsity <= SHARES[-1] else "site"
+
+    def _check_scope(self) -> None:
+        if self._scope == "site":
+            return
+        if not isinstance(self._pattern, Ratio):
+            raise RecipeError(
+                f"scope={self.scope} needs a ratio, not {self.pattern}",
                 found="an N:M pattern removes the same share from every site",
                 hint="--sparsity 0.5, or scope=site",
             )
@@ -83,11 +102,13 @@ class Sparsify:
             raise RecipeError(
                 f"scope=global cannot rank {self.method} scores",
                 found="they depend on the sites before, which are pruned first",
-                hint="--method magnitude, or scope=site",
+                hint="--method magnitude, or scope=loss",
             )
-        if min(self.refit, self.damping, self.reconstruct) < 0 or min(self.samples, self.iterations) < 1:
+        if self.scope == "loss" and self._pattern.sparsity > SHARES[-1]:
             raise RecipeError(
-                "refit, damping and reconstruct cannot be negative, and samples and iterations must be at least 1"
+                f"scope=loss cannot remove {self._pattern.sparsity:.1%} of all weights",
+                found=f"it leaves at least {1 - SHARES[-1]:.0%} of each",
+                hint=f"--sparsity {SHARES[-1]}, or scope=site",
             )
 
     @property
@@ -97,7 +118,7 @@ class Sparsify:
     @property
     def needs_data(self) -> bool:
         """Magnitude without refit or bias reads the weights alone."""
-        return self.method != "magnitude" or self.refit > 0 or self.bias
+        return self.method != "magnitude" or self.refit > 0 or self.bias or self._scope == "loss"
 
     def plan(self, graph: Graph) -> list[Row]:
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)
@@ -112,8 +133,12 @@ class Sparsify:
         rows = {row.site: row for row in self.plan(graph)}
         sites = [site for site in graph.sites if rows[site.name].status == "changed"]
         keeps = self._global_keeps(sites) if self.scope == "global" else {}
-        if self.needs_data:
-            solved = self._with_data(graph, sites, keeps, context)
+        if self._scope == "loss":
+            solved = self._by_loss(graph, sites, context)
+        elif self.needs_data:
+            solved = self._with_data(
+                graph, sites, BlockSolver(self, dict.fromkeys(sites, self._pattern), keeps), context
+            )
         else:
             solved = {site: self._mask(site, keeps.get(site)) for site in sites}
         for site, numbers in solved.items():
@@ -129,10 +154,17 @@ class Sparsify:
             if isinstance(self._pattern, NM):
                 _ensure_groups(site, self._pattern)
         if isinstance(self._pattern, Ratio):
-            _ensure_zeros(sites if self.scope == "global" else None, sites, self._pattern.sparsity)
+            _ensure_zeros(None if self._scope == "site" else sites, sites, self._pattern.sparsity)
+
+    def _by_loss(self, graph: Graph, sites: Sequence[WeightSite], context: Context) -> dict[WeightSite, Numbers]:
+        assert isinstance(self._pattern, Ratio)
+        shares = divided(graph, sites, self._pattern.sparsity, self.samples, context)
+        solver = BlockSolver(self, shares.patterns, {}, shares.rows)
+        solved = self._with_data(graph, sites, solver, context)
+        return {site: numbers | {"foretold_loss": shares.loss(site)} for site, numbers in solved.items()}
 
     def _with_data(
-        self, graph: Graph, sites: Sequence[WeightSite], keeps: dict[WeightSite, Tensor], context: Context
+        self, graph: Graph, sites: Sequence[WeightSite], solver: BlockSolver, context: Context
     ) -> dict[WeightSite, Numbers]:
         blocks = calibrate(
             graph,
@@ -144,7 +176,6 @@ class Sparsify:
             cross=self.match != "pruned",
             hold_out=self.match == "auto" or self.reconstruct > 0,
         )
-        solver = BlockSolver(self, dict.fromkeys(sites, self._pattern), keeps)
         solved: dict[WeightSite, Numbers] = {}
         for block in blocks:
             solved |= solver.solve(block)

@@ -160,6 +160,8 @@ def test_a_global_ratio_takes_more_from_the_smaller_weights_and_is_exact_over_al
     [
         ("sparsify{pattern=2:4,scope=global,method=magnitude}", "scope=global needs a ratio, not 2:4"),
         ("sparsify{pattern=0.5,scope=global}", "scope=global cannot rank sparsegpt scores"),
+        ("sparsify{pattern=2:4,scope=loss}", "scope=loss needs a ratio, not 2:4"),
+        ("sparsify{pattern=0.96,scope=loss}", "scope=loss cannot remove 96.0% of all weights"),
         ("sparsify{pattern=0.5,method=wand}", "unknown method 'wand'"),
         ("sparsify{pattern=0.5,scope=globl}", "unknown scope 'globl'"),
         ("sparsify{pattern=0.5,refit=-1}", "refit, damping and reconstruct cannot be negative"),
@@ -172,6 +174,42 @@ def test_a_global_ratio_takes_more_from_the_smaller_weights_and_is_exact_over_al
 def test_options_that_make_no_sense_are_refused(text, what):
     with pytest.raises(RecipeError, match=what):
         parse_pass(text)
+
+
+def test_by_loss_more_is_taken_where_the_output_feels_it_less_and_the_total_is_exact():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4))
+    for at, scale in ((0, 1.0), (1, 1.0), (2, 3.0)):
+        model[at].weight.data = normal(*model[at].weight.shape, seed=at) * scale
+    model[1].weight.data[:, 8:] = 0  # half of what the first computes is read by nobody
+    graph = graph_of(model, normal(64, 16))
+    rows = prune(graph, "sparsify{pattern=0.5,scope=loss,targets=[0.weight,2.weight]}")
+    assert n_zeros(model[0].weight[8:]) == 8 * 16
+    zeros = [n_zeros(model[i].weight) for i in (0, 2)]
+    assert sum(zeros) == pytest.approx(0.5 * (256 + 64), abs=2)
+    assert rows["0.weight"].numbers["sparsity"] > 0.5 > rows["2.weight"].numbers["sparsity"]
+    assert rows["2.weight"].numbers["foretold_loss"] > 0
+
+
+@pytest.mark.parametrize(("pattern", "scope"), [("2:4", "site"), ("0.96", "site"), ("0.5", "loss")])
+def test_the_scope_auto_is_by_loss_where_a_ratio_can_be(pattern, scope):
+    x = normal(64, 8)
+    weights = []
+    for one in (scope, "auto"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
+        prune(graph_of(model, x), f'sparsify{{pattern={pattern},scope={one},targets=["*t"]}}')
+        weights.append([model[0].weight, model[1].weight])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_ensures_sees_that_a_share_of_all_is_missed():
+    graph = graph_of(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)), normal(64, 16))
+    one = parse_pass('sparsify{pattern=0.5,scope=loss,targets=["*t"]}')
+    outcome = one.run(graph, context(graph))
+    one.ensures(graph, outcome)
+    graph.sites[0].weight.data[:, :4] = 1
+    with pytest.raises(InternalError, match="50% were promised"):
+        one.ensures(graph, outcome)
 
 
 # *** the bias ***
@@ -619,6 +657,20 @@ def test_on_a_trained_gpt2_admm_loses_least_then_sparsegpt_and_magnitude_most():
     assert errors["wanda"] > 1.02 * errors["sparsegpt"]
     assert errors["sparsegpt"] > 1.02 * errors["admm"]
     assert sorted(losses, key=losses.__getitem__)[:2] == ["admm", "sparsegpt"]
+
+
+def test_on_a_trained_gpt2_a_share_divided_by_loss_costs_less_than_one_for_each():
+    source, graph = lowered("tiny-gpt2")
+    evaluation = source.evaluation(16)
+    loss = {}
+    for scope in ("site", "loss"):
+        with restored(graph):
+            one = Sparsify("0.6", scope=scope, samples=16)
+            run_pipeline(graph, [one], Context(source.calibration))
+            zeros = sum(n_zeros(site.weight) for site in graph.sites if site.role == "")
+            assert zeros == pytest.approx(0.6 * sum(s.weight.numel() for s in graph.sites if s.role == ""), rel=1e-4)
+            loss[scope] = evaluation.score(graph.run).value
+    assert loss["loss"] < 0.97 * loss["site"]
 
 
 def test_too_few_rows_for_the_columns_of_a_site_are_refused_with_the_least():
