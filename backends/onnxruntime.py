@@ -1,5 +1,6 @@
 """ONNX Runtime: the only file that imports it."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,18 +10,25 @@ import torch
 
 from compressor import onnx_file
 from compressor.backends import integers
-from compressor.contractions import Contraction, contractions
+from compressor.contractions import FLOAT_OPERATORS, Contraction, contractions
 from compressor.errors import BackendError
 from compressor.graph import Feeds, Graph, Run
 from compressor.quantization import Kernels
 from compressor.source import Probe, Stored
+
+ON_CODES = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
+"""What ONNX Runtime fuses a product between DequantizeLinear into; it keeps the product's name."""
 
 
 class OnnxRuntime:
     """`--backend onnxruntime` (or `ort`): a folder with `model.onnx` that ONNX Runtime runs on the CPU."""
 
     name = "onnxruntime"
-    quantizes: Mapping[str, Kernels] = {"int8-dynamic": Kernels(), "int4": Kernels()}
+    quantizes: Mapping[str, Kernels] = {
+        "int8": Kernels(rounds_outputs=True),
+        "int8-dynamic": Kernels(),
+        "int4": Kernels(),
+    }
 
     def probe(self) -> Probe:
         try:
@@ -40,7 +48,7 @@ class OnnxRuntime:
     def build(self, graph: Graph, folder: Path) -> None:
         model = onnx_file.to_onnx(graph)
         if graph.grids:
-            integers.quantize(model, graph.grids)
+            integers.quantize(model, graph)
         onnx_file.save(model, folder)
 
     def open(self, folder: Path, threads: int = 0) -> Run:
@@ -65,14 +73,37 @@ class OnnxRuntime:
 
     def stored(self, folder: Path) -> dict[str, Stored]:
         model = onnx_file.read(folder / onnx_file.MODEL_FILE)
-        return {found.site: _as_stored(found) for found in contractions(model)}
+        found = list(contractions(model))
+        fused = _fused(folder) if any(_needs_fusion(one) for one in found) else set()
+        return {one.site: _as_stored(one, _needs_fusion(one) and one.node.name not in fused) for one in found}
 
 
-def _as_stored(found: Contraction) -> Stored:
+def _needs_fusion(one: Contraction) -> bool:
+    """Whether it contracts codes between DequantizeLinear, which a runtime may or may not fuse."""
+    return one.scale is not None and one.op in FLOAT_OPERATORS
+
+
+def _fused(folder: Path) -> set[str]:
+    """The names of the products that ONNX Runtime runs on codes, having fused what it can."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as scratch:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = f"{scratch}/{onnx_file.MODEL_FILE}"
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", onnx_file.DATA_FILE)
+        onnxruntime.InferenceSession(str(folder / onnx_file.MODEL_FILE), options, providers=["CPUExecutionProvider"])
+        fused = onnx_file.read(Path(scratch) / onnx_file.MODEL_FILE)
+        return {node.name or "" for node in fused.graph.all_nodes() if node.op_type in ON_CODES}
+
+
+def _as_stored(found: Contraction, floats: bool) -> Stored:
     scale = found.scales()
     return Stored(
         torch.from_numpy(found.along_last().copy()),
         f"{found.op} axis {found.axis}",
         found.dtype,
         None if scale is None else torch.from_numpy(scale.copy()),
+        floats,
     )

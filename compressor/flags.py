@@ -82,9 +82,10 @@ FLAGS = (
     Flag("recover", "precision", str, "float32, bfloat16 (mixed) or auto.", names=("--recover-precision",)),
     Flag(
         "quantize", "kind", str,
-        "int8-dynamic: 8-bit weights and activations; int4: 4-bit weights, 8-bit activations.",
-        names=("--quantize",), example="--quantize int8-dynamic",
+        "int8: 8-bit weights and activations; int8-dynamic: ranges at run time; int4: 4-bit weights.",
+        names=("--quantize",), example="--quantize int8",
     ),
+    Flag("quantize", "ranges", str, "Of int8: mse, percentile or minmax of what calibration data shows."),
     Flag("quantize", "sweeps", int, "Sweeps that round each weight so as to make up for others; 0: to the nearest."),
     Flag("quantize", "group", int, "Weights that share a scale, for int4."),
     Flag(

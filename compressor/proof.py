@@ -52,7 +52,7 @@ def _record(site: WeightSite, row: Row, found: Stored | None) -> SiteRecord:
         found=observed_pattern(found.W),
         sparsity=(found.W == 0).double().mean().item(),
         holds=_holds(site, row, found) if row.status == "changed" else None,
-        where=found.where,
+        where=f"{found.where}, in floats" if found.floats else found.where,
         dtype=found.dtype,
     )
 
@@ -69,9 +69,11 @@ def _merged(before: Row, after: Row) -> Row:
 
 def _holds(site: WeightSite, row: Row, found: Stored) -> bool:
     """Whether the file has the pattern on the axis its operator contracts, every zero of the graph's weight, and codes
-    of the type that was asked for, with scales that are positive numbers."""
+    of the type that was asked for, with scales that are positive numbers, which are multiplied as codes."""
     W, pattern = found.W, parse_pattern(row.asked) if row.asked else None
     if row.dtype and (row.dtype != found.dtype or found.scale is None or not _is_positive(found.scale)):
+        return False
+    if found.floats:
         return False
     if isinstance(pattern, NM) and most_nonzero(W, pattern.m) > pattern.n:
         return False

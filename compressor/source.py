@@ -153,12 +153,14 @@ class Stored:
 
     W: the values, or their codes, with the contracted axis moved last. where: the operator and axis that read it
     (`Gemm axis 0`). dtype: of what is stored (`float32`, `int8`, `int4`). scale: of the codes, where there are any.
+    floats: whether its runtime multiplies codes as floats after all.
     """
 
     W: Any
     where: str
     dtype: str = ""
     scale: Any = None
+    floats: bool = False
 
 
 class Backend(Protocol):

@@ -1,18 +1,20 @@
 """The pass `quantize`: weights onto grids of 8 or 4 bits, zeros staying zero, and activations rounded beside them."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from compressor.calibrate import calibrate
-from compressor.errors import InternalError, RecipeError
+from compressor.errors import DataError, InternalError, RecipeError
 from compressor.graph import Graph
 from compressor.passes.damping import choose_lambda, dampen
 from compressor.passes.grids import grid
+from compressor.passes.placement import Place, after, inputs, with_outputs
+from compressor.passes.ranges import RANGES, SAMPLE, Seen
 from compressor.passes.refit import squared_error
 from compressor.passes.rounding import coordinate_descent, nearest
 from compressor.pipeline import Context, Outcome, Row, choose, in_order
@@ -20,8 +22,10 @@ from compressor.quantization import Grid, Kernels, Point, Rounding, largest_code
 from compressor.registry import unknown
 from compressor.sites import WeightSite
 from compressor.statistics import Statistics
+from compressor.watching import watch
 
-KINDS = ("int8-dynamic", "int4")
+KINDS = ("int8", "int8-dynamic", "int4")
+NOTHING = "nothing was quantized"
 TIED = "tied to an embedding: in float unless --embeddings"
 
 
@@ -29,8 +33,11 @@ TIED = "tied to an embedding: in float unless --embeddings"
 class Quantize:
     """Weights and the activations they are multiplied with as integers of 8 or 4 bits; zeros stay zero.
 
-    kind: "int8-dynamic" 8-bit weights, and activations rounded to 8 bits by their range at run time; "int4" 4-bit
+    kind: "int8" 8-bit weights, convolutions among them, and activations rounded to 8 bits by ranges that calibration
+        data tells; "int8-dynamic" the same by their range at run time, products of matrices alone; "int4" 4-bit
         weights with a scale for each `group` neighbours of a row, and activations rounded to 8 bits in such groups.
+    ranges: for int8, how a range is chosen. "mse" so that rounding costs least; "percentile" all but the outermost
+        values; "minmax" all.
     sweeps: passes of coordinate descent that round each weight so as to make up for the others, as the layer's outputs
         on calibration data tell (0 rounds each to the nearest).
     group: weights that share a scale, for int4; a power of two from 16 on.
@@ -44,6 +51,7 @@ class Quantize:
     needs_dense: ClassVar[bool] = False
 
     kind: str
+    ranges: str = "mse"
     sweeps: int = 4
     group: int = 32
     embeddings: bool = False
@@ -55,6 +63,8 @@ class Quantize:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown("kind of quantization", self.kind, KINDS)
+        if self.ranges not in RANGES:
+            raise unknown("choice of ranges", self.ranges, RANGES)
         if self.group < 16 or self.group & (self.group - 1):
             raise RecipeError(f"group cannot be {self.group}", hint="a power of two from 16 on; 32, 64 or 128")
         if min(self.sweeps, self.damping) < 0 or self.samples < 1:
@@ -63,7 +73,7 @@ class Quantize:
     @property
     def needs_data(self) -> bool:
         """Dynamic ranges and rounding to the nearest read the weights alone."""
-        return self.sweeps > 0
+        return self.sweeps > 0 or self.kind == "int8"
 
     def plan(self, graph: Graph) -> list[Row]:
         left = {} if self.embeddings else {"tied": TIED}
@@ -77,11 +87,16 @@ class Quantize:
         rows = {row.site: row for row in self.plan(graph)}
         sites = [site for site in graph.sites if rows[site.name].status == "changed"]
         kernels = context.kernels.get(self.kind, Kernels())
+        points = self._points(sites)
+        if self.kind == "int8":
+            points, silent = self._static(graph, sites, kernels, context)
+            rows |= {site.name: Row(site.name, "refused", reason) for site, reason in silent.items()}
+            sites = [site for site in sites if site not in silent]
         for site, statistics in self._seen(graph, sites, context):
             graph.grids[site.name], error = self._round(site, statistics, kernels)
             rows[site.name] = dataclasses.replace(rows[site.name], numbers=error)
-        round_activations(graph, self._points(sites))
-        return Outcome(tuple(rows.values()))
+        round_activations(graph, points)
+        return Outcome(tuple(in_order(rows.values(), graph, NOTHING, "calibration data that the model reacts to")))
 
     def ensures(self, graph: Graph, outcome: Outcome) -> None:
         changed = {row.site for row in outcome.of("changed")}
@@ -103,7 +118,7 @@ class Quantize:
         """Why a site cannot be quantized, or ""."""
         if site.conflict:
             return site.conflict
-        if site.layout == "kernel":
+        if site.layout == "kernel" and self.kind != "int8":
             return f"a convolution has no {self.kind} kernel"
         if self._bits(site) == 4 and site.d % self.group:
             return f"its rows of {site.d} are no multiple of the group of {self.group}"
@@ -144,6 +159,24 @@ class Quantize:
 
     # *** activations ***
 
+    def _static(
+        self, graph: Graph, sites: Sequence[WeightSite], kernels: Kernels, context: Context
+    ) -> tuple[list[Point], dict[WeightSite, str]]:
+        """Roundings by what calibration data shows, and the sites that it shows nothing of, with the reason."""
+        batches = context.calibration(self.samples)
+        if not batches:
+            raise DataError("no calibration data to tell ranges by", hint="--data, or --quantize int8-dynamic")
+        places = with_outputs(graph.module.graph, sites) if kernels.rounds_outputs else inputs(sites)
+        share, generator = SAMPLE // len(batches) + 1, torch.Generator().manual_seed(context.seed)
+        seen = {place.value: Seen(share, generator) for place in places if place.like is None}
+        watch(graph, batches, seen, context.progress)
+        silent = _silent(sites, places, seen)
+        if silent:
+            sites = [site for site in sites if site not in silent]
+            places = with_outputs(graph.module.graph, sites) if kernels.rounds_outputs else inputs(sites)
+        chosen = {value: one.rounding(self.ranges, kernels.is_symmetric) for value, one in seen.items() if one.varies}
+        return [_point(place, chosen[place.like or place.value]) for place in places], silent
+
     def _points(self, sites: Sequence[WeightSite]) -> list[Point]:
         """One rounding per activation, for all the sites that read it."""
         readers: dict[tuple[str, Rounding], list[str]] = {}
@@ -155,6 +188,24 @@ class Quantize:
 
     def _rounding(self, site: WeightSite) -> Rounding:
         return Rounding("block", group=self.group) if self._bits(site) == 4 else Rounding("tensor")
+
+
+def _point(place: Place, how: Rounding) -> Point:
+    return Point(place.value.name, tuple(reader.name for reader in place.readers), how)
+
+
+def _silent(
+    sites: Sequence[WeightSite], places: Sequence[Place], seen: Mapping[fx.Node, Seen]
+) -> dict[WeightSite, str]:
+    """The sites that read or make a value which never varies, and so has no range."""
+    still = {place.value for place in places if not seen[place.like or place.value].varies}
+    found = {}
+    for site in sites:
+        if any(use.activation in still for use in site.uses):
+            found[site] = "what it reads never varies on the calibration data"
+        elif site.layout == "kernel" and any(after(use.node) in still for use in site.uses):
+            found[site] = "what it computes never varies on the calibration data"
+    return found
 
 
 def _relative(Q: Tensor, W: Tensor, H: Tensor) -> float:
