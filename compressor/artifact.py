@@ -13,17 +13,18 @@ from compressor.errors import OutputError
 REPORT, RECIPE = "report.json", "recipe.yaml"
 
 
-def check_free(output: Path, overwrite: bool) -> None:
+def check_free(output: Path, overwrite: bool, mark: str = REPORT) -> None:
     """Raise OutputError unless the folder may be written. Called before any work is done.
 
-    Only a folder that holds an artifact may be overwritten, so that a slip of the hand deletes nothing else.
+    Only a folder that holds an artifact, which its mark tells, may be overwritten: a slip of the hand deletes nothing
+    else. mark: the file that each artifact of this kind has.
     """
     if not output.exists():
         _check_parent(output)
         return
     if output.is_dir() and not any(output.iterdir()):
         return
-    is_artifact = (output / REPORT).exists()
+    is_artifact = (output / mark).exists()
     if is_artifact and not overwrite:
         raise OutputError(f"{output} already exists", hint="--overwrite, or another --output")
     if not is_artifact:
@@ -35,7 +36,7 @@ def check_free(output: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def staged(output: Path, overwrite: bool) -> Iterator[Path]:
+def staged(output: Path, overwrite: bool, mark: str = REPORT) -> Iterator[Path]:
     """A folder beside `output` to write into; renamed to `output` at the end, deleted when anything fails.
 
     A killed process leaves only a hidden `.NAME.partial-PID`, which the next run with the same output removes.
@@ -43,7 +44,7 @@ def staged(output: Path, overwrite: bool) -> Iterator[Path]:
     output = output.resolve()
     # Sweeping may bring back an artifact, which then is in the way: sweep first.
     _sweep(output)
-    check_free(output, overwrite)
+    check_free(output, overwrite, mark)
     staging = output.parent / f"{_prefix(output)}{os.getpid()}"
     try:
         staging.mkdir(parents=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.artifact import RECIPE, REPORT, check_free, resumable, staged
+from compressor.cache import Cache
 from compressor.engine import EngineBackend
 from compressor.errors import BackendError, RecipeError
 from compressor.page import write_page
@@ -25,6 +26,7 @@ def export(
     overwrite: bool = False,
     progress: Progress = QUIET,
     dump_graph: str | Path | None = None,
+    cache: Cache | None = None,
 ) -> Report:
     """Compress a model, write the artifact, and prove on it what was done.
 
@@ -33,6 +35,7 @@ def export(
     recipe: a Recipe, its text (`export | sparsify{pattern=2:4}`), or None for a dense export.
     output: the artifact's folder; by default NAME-BACKEND in the working directory.
     dump_graph: a folder to write the graph to, after each pass.
+    cache: where the dense model's score is kept (`compressor.cache.open_cache()`); None to score it anew.
     Returns a Report that is true when every promise is met. Raises a UserError; then nothing was written.
     """
     recipe = resolve(model, recipe)
@@ -43,7 +46,7 @@ def export(
     source = open_source(model, recipe)
     observers = [dump_graphs(Path(dump_graph))] if dump_graph else []
     with resumable(output) as kept, staged(output, overwrite) as folder:
-        report = Export(source, backend, recipe, output, progress, observers, kept).run(folder)
+        report = Export(source, backend, recipe, output, progress, observers, kept, cache).run(folder)
         report = dataclasses.replace(report, output=output.name)
         report.write(folder / REPORT)
         write_page(folder)
@@ -63,8 +66,13 @@ def resolve(model: Any, recipe: Recipe | str | None) -> Recipe:
 
 def default_output(recipe: Recipe) -> Path:
     """`NAME-BACKEND` in the working directory."""
+    return Path(f"{short_name(recipe)}-{recipe.backend}")
+
+
+def short_name(recipe: Recipe) -> str:
+    """The model's name without what leads to it: `gpt2` of `org/gpt2`, `make` of `nets.py:make`."""
     stem = recipe.model.rpartition(":")[2] if ":" in recipe.model else recipe.model
-    return Path(f"{Path(stem or 'model').resolve().name}-{recipe.backend}")
+    return Path(stem or "model").resolve().name
 
 
 def open_source(model: Any, recipe: Recipe) -> Source:

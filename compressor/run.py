@@ -18,11 +18,13 @@ from torch import Tensor
 
 from compressor import finish, proof
 from compressor.artifact import folder_size
+from compressor.cache import Cache
 from compressor.costs import CostChange, Costs, costs_of
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, RecipeError
 from compressor.exhibits import Exhibits
 from compressor.gathering import Gallery
+from compressor.fingerprint import model_digest, score_key
 from compressor.graph import Feeds, Graph, Run
 from compressor.latency import Comparison
 from compressor.onnx_file import MODEL_FILE
@@ -35,6 +37,7 @@ from compressor.shapes import Range, choose_shapes, parse_shapes, usual_feeds
 from compressor.source import Backend, Evaluation, Score, Source, Training
 
 DENSE_TWIN = ".dense"
+SCORES = "scores"
 NO_LABELS = "the data has no labels, so nothing was scored"
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
 
@@ -56,6 +59,7 @@ class Export:
     """A source, a backend and a recipe, about to become an artifact.
 
     output: what the artifact will be called. kept: a folder for what a run that was killed goes on from.
+    cache: where scores of dense models are kept; None to score anew.
     """
 
     def __init__(
@@ -67,9 +71,10 @@ class Export:
         progress: Progress,
         observers: Sequence[Observer],
         kept: Path | None = None,
+        cache: Cache | None = None,
     ):
         self.source, self.backend, self.recipe, self.output = source, backend, recipe, output
-        self.progress, self.observers, self.kept = progress, observers, kept
+        self.progress, self.observers, self.kept, self.cache = progress, observers, kept, cache
         self._training = functools.cache(source.training)
         self.seconds: dict[str, float] = {}
         self.calibration = "none was needed"
@@ -82,7 +87,7 @@ class Export:
         shapes = engine_shapes(self.backend, self.source, self.recipe, graph)
         dense_nonzero = _count_nonzero(graph)
         dense_costs, dense_shapes = self._costs(graph), _shapes(graph)
-        dense = self._score("score the dense model", evaluation, graph.run)
+        dense = self._score_dense(evaluation, graph)
         gallery = self._gallery(graph)
         twin = self._build_twin(graph, folder)
         outcomes = self._run_passes(graph)
@@ -162,6 +167,18 @@ class Export:
         used = sum(len(next(iter(batch.values()))) for batch in batches)
         self.calibration = f"{used} samples from {self.source.calibration_description}"
         return batches
+
+    def _score_dense(self, evaluation: Evaluation | None, graph: Graph) -> Any:
+        """Once for each model, data and version, where there is a cache."""
+        model = model_digest(self.source, graph) if self.cache and evaluation else None
+        key = score_key(model, self.recipe, environment()) if model else ""
+        kept = self.cache.get(SCORES, key) if self.cache and key else None
+        if kept is not None:
+            return Score(**kept | {"per_sample": tuple(kept["per_sample"])})
+        score = self._score("score the dense model", evaluation, graph.run)
+        if self.cache and key:
+            self.cache.put(SCORES, key, dataclasses.asdict(score))
+        return score
 
     def _score(self, stage: str, evaluation: Evaluation | None, run: Run) -> Any:
         if evaluation is None:

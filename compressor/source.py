@@ -37,6 +37,7 @@ class Score:
 
     value: perplexity, or top-1 in percent. stderr: its standard error over samples.
     per_sample: what `value` is the mean of (negative log-likelihood in nats per window, 0 or 1 per image).
+    loss: mean negative log-likelihood in nats, also where `value` counts right answers; None when nobody took it.
     """
 
     metric: str
@@ -46,6 +47,7 @@ class Score:
     stderr: float
     higher_is_better: bool
     per_sample: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    loss: float | None = None
 
 
 @dataclass(frozen=True)

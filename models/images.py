@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compressor.graph import Feeds, Run
 from compressor.models.records import Records
-from compressor.models.task import batches, best_guess, choose, class_loss, is_labelled, label_ids, top1
+from compressor.models.task import batches, best_guess, choose, class_loss, class_score, is_labelled, label_ids
 from compressor.source import Answer, Evaluation, Score, Showcase, Training
 
 BATCH = 50
@@ -71,11 +71,9 @@ class Pixels:
         labels = label_ids([records.items[i]["label"] for i in chosen], label2id, n_classes)
 
         def score(run: Run) -> Score:
-            correct: list[bool] = []
-            for rows, wanted in zip(batches(chosen, BATCH), labels.split(BATCH), strict=True):
-                logits = next(iter(run(self._feeds(records, rows)).values()))
-                correct += (logits.argmax(-1) == wanted).tolist()
-            return top1(correct, "images")
+            rows = zip(batches(chosen, BATCH), labels.split(BATCH), strict=True)
+            logits = ((next(iter(run(self._feeds(records, at)).values())), wanted) for at, wanted in rows)
+            return class_score(logits, "images")
 
         return Evaluation(f"{len(chosen)} images from {described}", score)
 

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from compressor.errors import DataError
+from compressor.fingerprint import digest
 from compressor.graph import Feeds, Graph, Port, Run, lower
 from compressor.models import zoo
 from compressor.models.data import Kind, Records, Splits, open_data
 from compressor.models.task import Options
 from compressor.source import Evaluation, Showcase, Training
+
+DIGESTED = 4  # samples whose inputs stand for how all of them are prepared
 
 
 class Pretrained(ABC):
@@ -98,6 +101,11 @@ class Pretrained(ABC):
     @property
     def calibration_description(self) -> str:
         return self.described(self.splits.calibration)
+
+    def digest(self) -> str:
+        """A hash of the data, and of what the tokenizer or image processor makes of its beginning."""
+        feeds = next(iter(self.calibration(DIGESTED)), {})
+        return digest(self.splits.digest(), *(part for pair in feeds.items() for part in pair))
 
     def described(self, records: Records) -> str:
         return ("" if self.options.data else "the sample text that ships with Compressor: ") + records.description

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import DataError, SourceError
+from compressor.fingerprint import digest
 from compressor.graph import Feeds, Graph, Port, Run, lower
 from compressor.models.brought import brought
 from compressor.models.data import Splits, open_data
@@ -194,6 +195,17 @@ class ModuleSource:
         names = [*self.model.labels, *map(str, range(len(self.model.labels), self._n_classes))]
         return self._pixels.showcase(records, {label: i for i, label in enumerate(self.model.labels)}, names)
 
+    def digest(self) -> str:
+        """A hash of the samples, from wherever they come, and of the user's file that prepares them."""
+        brought = [
+            *map(self._named, self.model.calibration),
+            *(self._named(inputs) for inputs, _ in self.model.training),
+        ]
+        targets = [targets for _, targets in self.model.training]
+        tensors = [*(x for feeds in brought for pair in feeds.items() for x in pair), *targets]
+        code = [_code(one) for one in (type(self.model.module), self.model.prepare, self.model.loss)]
+        return digest(self.splits.digest() if self.options.data else None, self.model.labels, *code, *tensors)
+
     def workloads(self) -> Mapping[str, Feeds]:
         return {"example": self._example}
 
@@ -216,6 +228,14 @@ class ModuleSource:
 def _twice(example: Feeds) -> Feeds:
     """Batch 1 becomes 2: an axis of length 1 would be taken for a fixed one."""
     return {name: torch.cat([x, x]) if x.ndim and x.shape[0] == 1 else x for name, x in example.items()}
+
+
+def _code(named: Any) -> bytes:
+    """The file that defines a class or a function; its name where there is none."""
+    try:
+        return Path(inspect.getsourcefile(named) or "").read_bytes()
+    except (TypeError, OSError):
+        return repr(getattr(named, "__qualname__", type(named))).encode()
 
 
 # *** the user's function ***

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import DataError
+from compressor.fingerprint import digest
 
 Record = dict[str, Any]
 
@@ -30,6 +31,10 @@ class Records:
     def __len__(self) -> int:
         return len(self.items)
 
+    def digest(self) -> str:
+        """A hash of the samples and their labels."""
+        return digest(*(part for item in self.items for part in _hashable(item)))
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -37,6 +42,10 @@ class Splits:
 
     calibration: Records
     evaluation: Records | None
+
+    def digest(self) -> str:
+        """A hash of both parts."""
+        return digest(self.calibration.digest(), self.evaluation and self.evaluation.digest())
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,21 @@ class Picture:
             raise DataError(
                 f"{self.name} cannot be read", found=short(error), hint="replace it or leave it out"
             ) from error
+
+    def identity(self) -> Any:
+        """What tells it from others, undecoded: its bytes; or for a file of its own, name, size and time of change."""
+        encoded = _encoded(self.stored)
+        if not isinstance(encoded, (str, Path)):
+            return encoded if isinstance(encoded, bytes) else str(encoded)
+        path = self.folder / encoded
+        status = path.stat() if path.is_file() else None
+        return [self.name, status and status.st_size, status and status.st_mtime_ns]
+
+
+def _hashable(item: Record) -> list[Any]:
+    """A sample as bytes and JSON values."""
+    others = {key: value for key, value in item.items() if not isinstance(value, Picture)}
+    return [others, *(value.identity() for value in item.values() if isinstance(value, Picture))]
 
 
 def _encoded(stored: Any) -> Any:

@@ -8,7 +8,7 @@ from compressor.errors import SourceError
 from compressor.graph import Feeds, Run
 from compressor.models.masked_lm import BATCH, Encoder
 from compressor.models.records import Record
-from compressor.models.task import batches, best_guess, choose, class_loss, is_labelled, label_ids, top1
+from compressor.models.task import batches, best_guess, choose, class_loss, class_score, is_labelled, label_ids
 from compressor.source import Evaluation, Score, Showcase, Training
 
 SHOWN = 4
@@ -52,10 +52,8 @@ class SequenceClassification(Encoder):
         labels = label_ids([record["label"] for record in texts], config.label2id, config.num_labels)
 
         def score(run: Run) -> Score:
-            correct: list[bool] = []
-            for batch, wanted in zip(batches(texts, BATCH), labels.split(BATCH), strict=True):
-                correct += (run(self._encode(batch))["logits"].argmax(-1) == wanted).tolist()
-            return top1(correct, "texts")
+            rows = zip(batches(texts, BATCH), labels.split(BATCH), strict=True)
+            return class_score(((run(self._encode(batch))["logits"], wanted) for batch, wanted in rows), "texts")
 
         return Evaluation(f"{len(texts)} texts from {self.described(records)}", score)
 

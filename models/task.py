@@ -1,7 +1,7 @@
 """What the sources of one kind share: options, choosing samples, scores, and the check of their weights."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ __all__ = [
     "check_finite",
     "choose",
     "class_loss",
+    "class_score",
     "is_labelled",
     "label_ids",
     "next_token_loss",
@@ -73,14 +74,25 @@ def perplexity(losses: Sequence[float], unit: str, metric: str = "perplexity") -
     """exp of the mean loss; losses in nats per sample. The standard error is by the delta method."""
     mean, error = _mean_and_error(losses)
     value = math.exp(min(mean, 700.0))  # exp overflows beyond
-    return Score(metric, value, len(losses), unit, value * error, False, tuple(losses))
+    return Score(metric, value, len(losses), unit, value * error, False, tuple(losses), mean)
 
 
-def top1(correct: Sequence[bool], unit: str) -> Score:
-    """Share of samples whose first guess is right, in percent."""
+def top1(correct: Sequence[bool], unit: str, losses: Sequence[float] = ()) -> Score:
+    """Share of samples whose first guess is right, in percent. losses: negative log-likelihood in nats per sample."""
     hits = [float(hit) for hit in correct]
     mean, error = _mean_and_error(hits)
-    return Score("top-1 (%)", 100 * mean, len(hits), unit, 100 * error, True, tuple(hits))
+    loss = sum(losses) / len(losses) if losses else None
+    return Score("top-1 (%)", 100 * mean, len(hits), unit, 100 * error, True, tuple(hits), loss)
+
+
+def class_score(outputs: Iterable[tuple[Tensor, Tensor]], unit: str) -> Score:
+    """Top-1 of batches of logits (B, classes) and the class numbers (B,) that were wanted, with the mean loss."""
+    correct: list[bool] = []
+    losses: list[float] = []
+    for logits, wanted in outputs:
+        correct += (logits.argmax(-1) == wanted).tolist()
+        losses += F.cross_entropy(logits.float(), wanted, reduction="none").tolist()
+    return top1(correct, unit, losses)
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -1,6 +1,9 @@
 """What every test stands on: one thread, no network, the same random numbers each time."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before transformers is imported: it reads them once. Child processes inherit them.
 os.environ |= {
@@ -8,6 +11,7 @@ os.environ |= {
     "HF_DATASETS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
+    "COMPRESS_CACHE": tempfile.mkdtemp(prefix="compress-cache-"),
 }
 
 from collections.abc import Iterator
@@ -15,6 +19,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
+
+atexit.register(shutil.rmtree, os.environ["COMPRESS_CACHE"], ignore_errors=True)
 
 # More threads than cores make sums differ from run to run, and tests slower.
 torch.set_num_threads(1)
