@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from compressor.planning import plan
     from compressor.recipe import Recipe
     from compressor.report import Report
+    from compressor.sweeping.run import sweep
 
-__all__ = ["Model", "Recipe", "Report", "UserError", "export", "inspect", "plan"]
+__all__ = ["Model", "Recipe", "Report", "UserError", "export", "inspect", "plan", "sweep"]
 
 _HOMES = {
     "Model": "compressor.models.python",
@@ -30,6 +31,7 @@ _HOMES = {
     "export": "compressor.driver",
     "inspect": "compressor.inspection",
     "plan": "compressor.planning",
+    "sweep": "compressor.sweeping.run",
 }
 
 

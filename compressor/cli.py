@@ -9,16 +9,18 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compressor.errors import UserError
-from compressor.flags import takes_recipe
+from compressor.flags import takes_recipe, takes_recipes
 
 if TYPE_CHECKING:
     from compressor.building import Built
+    from compressor.flags import Candidate
     from compressor.recipe import Recipe
     from compressor.report import Report
 
@@ -54,10 +56,20 @@ def common(
 
 # *** flags that several commands share; those that make a recipe are in flags.py ***
 
+
+class Action(StrEnum):
+    """What `compress cache` does."""
+
+    list = "list"
+    prune = "prune"
+    clear = "clear"
+
+
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Off unless asked.")
 ]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="An artifact's folder.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Compute everything anew, and keep nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="One row per weight.")]
@@ -72,15 +84,22 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact of the same name.")] = False,
     dump_graph: Annotated[Path | None, typer.Option(help="Write the graph after each pass into this folder.")] = None,
+    no_cache: NoCache = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Compress a model for a runtime, and check the written file."""
-    from compressor import driver, progress, terminal
+    from compressor import cache, driver, progress, terminal
 
     report = driver.export(
-        None, recipe, output=output, overwrite=overwrite, progress=progress.choose(quiet), dump_graph=dump_graph
+        None,
+        recipe,
+        output=output,
+        overwrite=overwrite,
+        progress=progress.choose(quiet),
+        dump_graph=dump_graph,
+        cache=None if no_cache else cache.open_cache(),
     )
     _print(report, json, quiet, lambda console: terminal.show_report(report, console, verbose))
     if json or quiet:
@@ -166,6 +185,46 @@ def report_(
 
     made = page.write_page(folder, output)
     _print(made, json, quiet, lambda console: terminal.show_page(made, console))
+
+
+@app.command()
+@takes_recipes
+def sweep(
+    candidates: "list[Candidate]",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The sweep's folder, written anew. Default: NAME-sweep.")
+    ] = None,
+    no_cache: NoCache = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare many recipes: --sparsity 0.5,0.7,2:4 --methods wanda,sparsegpt.
+
+    Any flag with several values, commas between, makes one axis of a grid; `none` leaves a pass out.
+    """
+    from compressor import cache, progress
+    from compressor.sweeping import run, table
+
+    kept = None if no_cache else cache.open_cache()
+    found = run.run_sweep(candidates, output=output, progress=progress.choose(quiet), cache=kept)
+    _print(found, json, quiet, lambda console: table.show_sweep(found, console))
+    if not found and (json or quiet):
+        _complain("compress: not met: a point failed or broke a promise; sweep.json says which", NOT_MET)
+    raise typer.Exit(OK if found else NOT_MET)
+
+
+@app.command(name="cache")
+def cache_(
+    action: Annotated[Action, typer.Argument(help="What to do: list, prune or clear.")] = Action.list,
+    limit: Annotated[str | None, typer.Option(help="prune: what may stay, 500MB; else COMPRESS_CACHE_LIMIT.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show, prune or clear what sweeps and exports keep."""
+    from compressor import cache_view, terminal
+
+    found = cache_view.act(action.value, limit)
+    _print(found, json, quiet, lambda console: terminal.show_cache(found, console))
 
 
 @app.command(name="list")

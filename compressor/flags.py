@@ -5,6 +5,7 @@ A flag sets one option of one pass, or of the recipe itself. A new option of a p
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,8 @@ MODEL = Annotated[
         metavar="MODEL", help="Hub id, local folder, zoo name, package.module:function or FILE.py:function."
     ),
 ]
+PLURALS = {"--method": ("--methods",)}
+NONE = "none"
 RECIPE_FILE = Annotated[
     Path | None, typer.Option("--recipe", help="A recipe.yaml, or the folder of an artifact; flags beside it win.")
 ]
@@ -140,18 +143,28 @@ PRESET = Annotated[
 
 def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose first parameter is a Recipe, as one that takes MODEL and every flag of the table instead."""
+    return _with_flags(command, make_recipe, _annotation)
 
+
+def takes_recipes(command: Callable[..., None]) -> Callable[..., None]:
+    """As `takes_recipe`, for a command that takes a grid of them: a flag may hold several values, `0.5,0.7`."""
+    return _with_flags(command, make_grid, _annotation_of_several)
+
+
+def _with_flags(
+    command: Callable[..., None], make: Callable[..., Any], annotation: Callable[[Flag], Any]
+) -> Callable[..., None]:
     @functools.wraps(command)
     def with_flags(
         model: str | None = None, recipe: Path | None = None, preset: str | None = None, **given: Any
     ) -> None:
         flags = {flag: given.pop(flag.parameter) for flag in FLAGS}
-        command(make_recipe(recipe, model, preset, flags), **given)
+        command(make(recipe, model, preset, flags), **given)
 
     own = list(inspect.signature(command).parameters.values())[1:]
     parameters = [
         _parameter("model", MODEL),
-        *(_parameter(flag.parameter, _annotation(flag)) for flag in FLAGS),
+        *(_parameter(flag.parameter, annotation(flag)) for flag in FLAGS),
         _parameter("recipe", RECIPE_FILE),
         _parameter("preset", PRESET),
         *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own),
@@ -167,6 +180,77 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
 
 def _annotation(flag: Flag) -> Any:
     return Annotated[flag.kind | None, typer.Option(*flag.spelled, help=flag.help)]
+
+
+def _takes_several(flag: Flag) -> bool:
+    """Whether commas in its value divide it: not in a path, and not where the flag itself may be repeated."""
+    return flag.kind in (str, int, float) and flag.field != "data"
+
+
+def _annotation_of_several(flag: Flag) -> Any:
+    if not _takes_several(flag):
+        return _annotation(flag)
+    names = (*flag.spelled, *PLURALS.get(flag.spelled[0], ()))
+    return Annotated[str | None, typer.Option(*names, metavar="A,B,...", help=flag.help)]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One recipe of a grid. varied: flag -> value, of the flags that were given several."""
+
+    varied: Mapping[str, str]
+    recipe: "Recipe"
+
+
+def make_grid(file: Path | None, model: str | None, preset: str | None, flags: Mapping[Flag, Any]) -> list[Candidate]:
+    """Every combination of the values that flags were given, each as `make_recipe` reads it. Raises RecipeError."""
+    axes = {flag: _several(flag, value) for flag, value in flags.items() if value and _takes_several(flag)}
+    presets: list[str | None] = [*preset.split(",")] if preset else [None]
+    made = []
+    for word, *values in itertools.product(presets, *axes.values()):
+        chosen: dict[Flag, str] = dict(zip(axes, map(str, values), strict=True))
+        recipe = make_recipe(file, model, word, _without_none({**flags, **chosen}))
+        varied = {flag.parameter: value for flag, value in chosen.items() if len(axes[flag]) > 1 or flag == FLAGS[0]}
+        if word and len(presets) > 1:
+            varied["preset"] = word
+        made.append(Candidate(varied, recipe))
+    return made
+
+
+def _without_none(flags: Mapping[Flag, Any]) -> dict[Flag, Any]:
+    """Where the flag that asks for a pass says `none`, nothing is said about that pass."""
+    gone = {flag.owner for flag, value in flags.items() if flag.example and value == NONE}
+    return {flag: None if flag.owner in gone else value for flag, value in flags.items()}
+
+
+def grid(model: str, options: Mapping[str, Any]) -> list[Candidate]:
+    """The same from Python: flags by their names, one value or a list of them. Raises RecipeError."""
+    from compressor.registry import unknown
+
+    options = dict(options)
+    preset = options.pop("preset", None)
+    known = {flag.parameter: flag for flag in FLAGS}
+    for name in options:
+        if name not in known:
+            raise unknown("option of a sweep", name, known)
+    flags = {flag: options.get(name) for name, flag in known.items()}
+    joined = {flag: _joined(value) if _takes_several(flag) else value for flag, value in flags.items()}
+    return make_grid(None, model, _joined(preset), joined)
+
+
+def _joined(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return ",".join(map(str, value)) if isinstance(value, Iterable) else str(value)
+
+
+def _several(flag: Flag, text: str) -> list[str]:
+    from compressor.errors import RecipeError
+
+    values = [value.strip() for value in text.split(",")]
+    if not all(values):
+        raise RecipeError(f"{flag.spelled[0]} has an empty value", found=repr(text), hint="values with commas between")
+    return list(dict.fromkeys(values))
 
 
 def make_recipe(file: Path | None, model: str | None, preset: str | None, flags: Mapping[Flag, Any]) -> "Recipe":

@@ -9,11 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.building import Bench, Built
+from compressor.cache_view import CacheView
 from compressor.checking import Check
 from compressor.costs import CostChange
 from compressor.engine import Verdict
 from compressor.inspection import Inspection
 from compressor.latency import Comparison, Latency
+from compressor.layout import facts as _facts
+from compressor.layout import table as _table
 from compressor.page import Page
 from compressor.planning import Plan
 from compressor.report import Promise, Report, Scores, SiteRecord
@@ -123,6 +126,19 @@ def show_bench(found: Bench, console: Console) -> None:
     console.print(table)
     if found.missing:
         console.print(f"not timed: {found.missing}")
+
+
+def show_cache(found: CacheView, console: Console) -> None:
+    """Where it is, how full, and what is in it."""
+    rows = _table("kept", "entries", "size", "last used")
+    for kind in found.kinds:
+        rows.add_row(kind.name, str(kind.entries), human_bytes(kind.bytes), kind.used)
+    console.print(Text(found.folder, style="bold"))
+    if found.removed is not None:
+        console.print(f"removed {found.removed} entr{'y' if found.removed == 1 else 'ies'}")
+    if found.kinds:
+        console.print(rows)
+    console.print(f"{human_bytes(found.bytes)} of {human_bytes(found.limit)}")
 
 
 # *** parts of a report ***
@@ -311,20 +327,3 @@ def _span(members: Iterable[SiteRecord], field: str, form: str) -> str:
         return ""
     low, high = form.format(min(values)), form.format(max(values))
     return low if low == high else f"{low}-{high}"
-
-
-# *** layout ***
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for position, column in enumerate(columns):
-        table.add_column(column, overflow="fold", justify="left" if position == 0 else "right")
-    return table
-
-
-def _facts() -> Table:
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column()
-    return table

@@ -125,7 +125,7 @@ def leftovers(folder: Path) -> list[str]:
 # *** help ***
 
 
-@pytest.mark.parametrize("name", ["", "export", "plan", "inspect", "list"])
+@pytest.mark.parametrize("name", ["", "export", "plan", "sweep", "cache", "inspect", "list"])
 def test_help_is_there_and_fits_in_80_columns(compress, name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     ran = compress(*filter(None, [name]), "--help")
@@ -164,14 +164,18 @@ def test_json_is_all_there_is_on_standard_output(compress):
     assert json.loads(ran.out)["passed"] is True
 
 
-@pytest.mark.parametrize("arguments", [("plan", "net.py:make", *PRUNE), ("inspect", "net.py:make"), ("list",)])
+@pytest.mark.parametrize(
+    "arguments", [("plan", "net.py:make", *PRUNE), ("inspect", "net.py:make"), ("list",), ("cache",)]
+)
 def test_every_command_has_json(compress, arguments):
     ran = compress(*arguments, "--json")
     assert (ran.code, ran.err) == (0, "")
     assert isinstance(json.loads(ran.out), dict)
 
 
-@pytest.mark.parametrize("arguments", [("plan", "net.py:make", *PRUNE), ("inspect", "net.py:make"), ("list",)])
+@pytest.mark.parametrize(
+    "arguments", [("plan", "net.py:make", *PRUNE), ("inspect", "net.py:make"), ("list",), ("cache",)]
+)
 def test_every_table_fits_in_80_columns(compress, arguments):
     ran = compress(*arguments)
     assert (ran.code, ran.err) == (0, "")
@@ -199,6 +203,19 @@ def test_a_reader_that_leaves_changes_no_exit_code():
     with os.fdopen(writing, "wb") as pipe:
         done = subprocess.run(command("list"), stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_sweep_is_a_table_a_page_and_json(compress, folder):
+    arguments = ("sweep", "net.py:make", "--sparsity", "0.5,3:7", *PRUNE[2:], "-o", "out")
+    ran = compress(*arguments)
+    assert (ran.code, ran.err) == (cli.NOT_MET, "")
+    assert max(map(len, ran.out.splitlines())) <= 80
+    assert "3:7: no site can take 3:7" in ran.out
+    assert Path("out/sweep.html").exists()
+    again = compress(*arguments, "--json")
+    assert again.out == Path("out/sweep.json").read_text()
+    assert json.loads(again.out)["cached"] == 2
+    assert again.err == "compress: not met: a point failed or broke a promise; sweep.json says which\n"
 
 
 # *** a promise that is not met ***

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from compressor.errors import RecipeError
-from compressor.flags import FLAGS, RECIPE, make_recipe
+from compressor.flags import FLAGS, RECIPE, grid, make_grid, make_recipe
 from compressor.recipe import PRESETS, Recipe
 from compressor.registry import load, names
 from compressor.spec import required
@@ -84,3 +84,60 @@ def test_how_without_what_says_what_to_type():
     with pytest.raises(RecipeError, match="--method, --refit cannot stand without --sparsity") as caught:
         made(method="wanda", refit=3)
     assert caught.value.hint == "--sparsity 2:4, or --sparsity 0.5"
+
+
+# *** several values ***
+
+
+def grid_of(**given):
+    flags = {flag: given.pop(flag.parameter, None) for flag in FLAGS}
+    assert not given, given
+    return make_grid(None, "net", None, flags)
+
+
+def test_several_values_make_every_combination_in_the_order_typed():
+    made = grid_of(sparsity="0.5, 2:4", method="wanda,magnitude")
+    assert [str(one.recipe) for one in made] == [
+        "export{model=net} | sparsify{pattern=0.5,method=wanda}",
+        "export{model=net} | sparsify{pattern=0.5,method=magnitude}",
+        "export{model=net} | sparsify{pattern=2:4,method=wanda}",
+        "export{model=net} | sparsify{pattern=2:4,method=magnitude}",
+    ]
+    assert made[1].varied == {"sparsity": "0.5", "method": "magnitude"}
+
+
+def test_one_value_is_no_axis_but_sparsity_is_always_shown():
+    [one] = grid_of(sparsity="0.5", method="wanda", refit="3", seed="7")
+    assert one.varied == {"sparsity": "0.5"}
+    assert (one.recipe.passes[0].refit, one.recipe.seed) == (3, 7)
+
+
+def test_none_leaves_a_pass_out_with_all_its_options():
+    made = grid_of(sparsity="0.5", recover="none,distill", recover_steps="5")
+    assert [[one.name for one in candidate.recipe.passes] for candidate in made] == [
+        ["sparsify"],
+        ["sparsify", "recover"],
+    ]
+    assert [candidate.varied["recover"] for candidate in made] == ["none", "distill"]
+
+
+def test_a_path_and_what_may_be_repeated_are_not_divided():
+    [one] = grid_of(sparsity="0.5", data="a,b.txt", targets=["x,y"])
+    assert (one.recipe.data, one.recipe.passes[0].targets) == ("a,b.txt", ("x,y",))
+
+
+def test_an_empty_value_is_refused():
+    with pytest.raises(RecipeError, match="--sparsity has an empty value"):
+        grid_of(sparsity="0.5,,0.7")
+
+
+def test_presets_can_vary_too():
+    made = make_grid(
+        None, "net", "fast,best", {flag: "2:4" if flag.parameter == "sparsity" else None for flag in FLAGS}
+    )
+    assert [one.varied["preset"] for one in made] == ["fast", "best"]
+    assert made[0].recipe.passes[0].method == "wanda"
+
+
+def test_the_grid_from_python_is_that_of_the_command_line():
+    assert grid("net", {"sparsity": ["2:4", 0.5], "refit": 0}) == grid_of(sparsity="2:4,0.5", refit="0")
