@@ -198,9 +198,10 @@ def sweep(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare many recipes: --sparsity 0.5,0.7,2:4 --methods wanda,sparsegpt.
+    """Compare many recipes in one table and one page of plots.
 
-    Any flag with several values, commas between, makes one axis of a grid; `none` leaves a pass out.
+    --sparsity 0.5,0.7,2:4 --methods wanda,sparsegpt is six of them: any flag with several values, commas between, makes
+    one axis of a grid, and `none` leaves a pass out.
     """
     from compressor import cache, progress
     from compressor.sweeping import run, table

@@ -14,7 +14,7 @@ from compressor.latency import Comparison
 from compressor.parity import Parity
 from compressor.source import Score
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)

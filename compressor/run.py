@@ -23,8 +23,8 @@ from compressor.costs import CostChange, Costs, costs_of
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, RecipeError
 from compressor.exhibits import Exhibits
-from compressor.gathering import Gallery
 from compressor.fingerprint import model_digest, score_key
+from compressor.gathering import Gallery
 from compressor.graph import Feeds, Graph, Run
 from compressor.latency import Comparison
 from compressor.onnx_file import MODEL_FILE

@@ -79,7 +79,7 @@ def keys(value: object) -> object:
     return [keys(value[0])] if isinstance(value, list) and value else None
 
 
-SCORE = dict.fromkeys(["metric", "value", "n", "unit", "stderr", "higher_is_better", "per_sample"]) | {
+SCORE = dict.fromkeys(["metric", "value", "n", "unit", "stderr", "higher_is_better", "per_sample", "loss"]) | {
     "per_sample": [None]
 }
 ANSWER = dict.fromkeys(["text", "share"])
@@ -141,7 +141,7 @@ GOLDEN = {
 
 def test_the_fields_of_the_json_are_these_and_a_change_to_them_is_a_change_of_schema():
     loaded = json.loads(report().to_json())
-    assert loaded["schema"] == 3
+    assert loaded["schema"] == 4
     assert keys(loaded) == GOLDEN
 
 
