@@ -218,6 +218,7 @@ def input_of(site: WeightSite) -> Any:
 def placed(graph: Graph, batch: Feeds) -> Values:
     """A batch by the nodes that it is fed to."""
     placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
+    batch = graph.adapt(batch)
     return {node: batch[port.name] for node, port in zip(placeholders, graph.inputs, strict=True)}
 
 

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compressor.errors import InternalError, SourceError
+from compressor.provenance import Tracer
 from compressor.quantization import Grid, Point
 from compressor.sites import Orphan, WeightSite, find_orphans, find_sites
 
@@ -51,6 +52,8 @@ class Graph:
         self.module._forward_pre_hooks.clear()
         self.inputs, self.outputs, self.example = inputs, outputs, dict(example)
         self._program: ExportedProgram | None = program
+        # (state, axis) -> for each time that it lost positions, how many there were, and those that were left
+        self._lost: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
         self.grids: dict[str, Grid] = {}  # of the weights that were quantized, by name
         self.points: list[Point] = []  # the activations that are rounded, in order
 
@@ -64,19 +67,42 @@ class Graph:
         """Every weight of two or more axes that is not a site, with the reason."""
         return find_orphans(self.module, self.sites)
 
+    @cached_property
+    def tracer(self) -> Tracer:
+        """Where the channels of every value come from."""
+        return Tracer(self.module, self.inputs, self.outputs)
+
     def run(self, feeds: Feeds) -> dict[str, Tensor]:
         """Outputs by name for inputs by name; no gradients."""
+        feeds = self.adapt(feeds)
         with torch.no_grad():
             values = self.module(*(feeds[port.name] for port in self.inputs))
         return dict(zip((port.name for port in self.outputs), values, strict=True))
+
+    def adapt(self, feeds: Feeds) -> Feeds:
+        """Feeds for the graph as captured, or as it was since, as it takes them now: states lose what was removed.
+
+        Feeds that fit already stay as they are.
+        """
+        adapted = dict(feeds)
+        for (name, axis), losses in self._lost.items():
+            for before, left in losses if name in adapted else ():
+                if adapted[name].shape[axis] == before:
+                    adapted[name] = adapted[name].index_select(axis, left.to(adapted[name].device))
+        return adapted
+
+    def narrow(self, name: str, axis: int, positions: Tensor) -> None:
+        """To be called by what removes positions of a state along an axis: those that are left, int64."""
+        before = self.example[name].shape[axis]
+        self._lost.setdefault((name, axis), []).append((before, positions))
+        self.example[name] = self.example[name].index_select(axis, positions)
 
     def restructured(self) -> None:
         """To be called by a pass that has added, removed or rewired nodes or parameters."""
         self._lint()
         self.module.recompile()
         self._program = None
-        self.__dict__.pop("sites", None)
-        self.__dict__.pop("orphans", None)
+        self._forget()
 
     def copy(self) -> "Graph":
         """The graph with parameters and buffers of its own; tied ones stay tied."""
@@ -85,10 +111,15 @@ class Graph:
             warnings.simplefilter("ignore", FutureWarning)  # torch's own copying warns of torch's own future
             made.module, made.example = copy.deepcopy(self.module), dict(self.example)
         made._program = None
+        made._lost = {key: list(losses) for key, losses in self._lost.items()}
         made.grids, made.points = dict(self.grids), list(self.points)
-        made.__dict__.pop("sites", None)
-        made.__dict__.pop("orphans", None)
+        made._forget()
         return made
+
+    def _forget(self) -> None:
+        """What was found in the graph is looked for again."""
+        for name in ("sites", "orphans", "tracer"):
+            self.__dict__.pop(name, None)
 
     def program(self) -> ExportedProgram:
         """The exported program of the graph as it stands now."""
