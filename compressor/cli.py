@@ -173,6 +173,28 @@ def bench(folder: Folder, json: Json = False) -> None:
     raise typer.Exit(NOT_MET if found.missing else OK)
 
 
+@app.command()
+def generate(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on with.")],
+    max_new: Annotated[int, typer.Option("--max-new", "-n", help="Tokens at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token; above, one is drawn.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn, the same for both models.")] = 0,
+    dense: Annotated[bool, typer.Option("--dense/--no-dense", help="The dense model beside it, in torch.")] = True,
+    json: Json = False,
+) -> None:
+    """Hear a compressed language model beside the dense one."""
+    from compressor import generating, terminal
+
+    talk = terminal.Talk(_console(), prompt)
+    hear = (lambda by, piece: None) if json else talk.hear
+    with _reader_may_leave():
+        said = generating.generate(
+            folder, prompt, max_new=max_new, temperature=temperature, seed=seed, dense=dense, hear=hear
+        )
+    _print(said, json, False, lambda console: talk.end(said))
+
+
 @app.command(name="report")
 def report_(
     folder: Folder,

@@ -65,6 +65,17 @@ def read(path: Path) -> ir.Model:
         raise BackendError(f"cannot read {path.name} as ONNX", found=str(error).splitlines()[0]) from error
 
 
+def inputs(path: Path) -> dict[str, tuple[list[int | str], torch.dtype]]:
+    """Each input's shape, with symbols for the axes that vary, and its dtype."""
+    found: dict[str, tuple[list[int | str], torch.dtype]] = {}
+    for value in read(path).graph.inputs:
+        assert value.shape is not None
+        assert value.dtype is not None
+        shape = [size if isinstance(size, int) else str(size) for size in value.shape]
+        found[value.name or ""] = shape, ir.tensor_adapters.to_torch_dtype(value.dtype)
+    return found
+
+
 # *** on the way out ***
 
 

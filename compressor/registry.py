@@ -33,9 +33,11 @@ _BUILT_IN: dict[str, dict[str, str]] = {
         "python": "compressor.models.python:PythonSource",
         "hub": "compressor.models.hub:HubSource",
     },
+    # By task: what turns text into tokens, made of an artifact's folder.
+    "vocabularies": {"text-generation": "compressor.models.vocabulary:Vocabulary"},
 }
 _ALIASES = {("backends", "ort"): "onnxruntime"}
-_ONE = {"passes": "pass", "backends": "backend", "sources": "source"}
+_ONE = {"passes": "pass", "backends": "backend", "sources": "source", "vocabularies": "vocabulary"}
 
 
 @cache

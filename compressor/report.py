@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compressor.artifact import REPORT
 from compressor.costs import CostChange
 from compressor.engine import Engine
+from compressor.errors import OutputError
 from compressor.exhibits import Exhibits
 from compressor.latency import Comparison
 from compressor.parity import Parity
@@ -149,6 +151,21 @@ def as_json(result: Any, **more: Any) -> str:
     """A dataclass as JSON: `schema`, what is given besides, then every field by its name."""
     body = {"schema": SCHEMA, **more, **dataclasses.asdict(result)}
     return json.dumps(_finite(body), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of an artifact, as its JSON has it. Raises OutputError when there is none of this schema."""
+    path, hint = folder / REPORT, "the folder of an artifact, as compress export writes it"
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"cannot read {path}", found=error.strerror or "", hint=hint) from None
+    except ValueError as error:
+        raise OutputError(f"cannot read {path} as JSON", found=str(error), hint=hint) from None
+    schema = report.get("schema") if isinstance(report, dict) else None
+    if schema != SCHEMA or "promises" not in report:
+        raise OutputError(f"{path} is no report of schema {SCHEMA}", found=f"schema {schema}", hint=hint)
+    return report
 
 
 def score_drop(dense: Score, artifact: Score) -> tuple[float, float]:

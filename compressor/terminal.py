@@ -13,6 +13,7 @@ from compressor.cache_view import CacheView
 from compressor.checking import Check
 from compressor.costs import CostChange
 from compressor.engine import Verdict
+from compressor.generating import Generated
 from compressor.inspection import Inspection
 from compressor.latency import Comparison, Latency
 from compressor.layout import facts as _facts
@@ -42,6 +43,33 @@ def show_report(report: Report, console: Console, verbose: bool = False) -> None
 def show_page(page: Page, console: Console) -> None:
     word, style = _word(page.is_met)
     console.print(Text.assemble((word, style), f"  {page.model}: {page.path}", (f"  {human_bytes(page.bytes)}", "dim")))
+
+
+class Talk:
+    """Prints what models say while they say it."""
+
+    def __init__(self, console: Console, prompt: str):
+        self._console, self._prompt, self._by = console, prompt, ""
+
+    def hear(self, by: str, piece: str) -> None:
+        if by != self._by:
+            self._console.print(Text.assemble("\n\n" if self._by else "", (by, "bold")))
+            self._console.print(Text(self._prompt, style="dim"), end="", soft_wrap=True)
+            self._by = by
+        self._console.print(Text(piece), end="", soft_wrap=True)
+
+    def end(self, said: Generated) -> None:
+        """How fast each was, and how far they agree."""
+        table = _facts()
+        for one in said.said:
+            rate = f", then {one.per_second:.0f} tokens per second" if one.per_second else ""
+            text = f"{len(one.tokens)} tokens, the first after {one.first_ms:.0f} ms{rate}"
+            table.add_row(one.by, f"{one.runtime}: {text}")
+        if said.same is not None:
+            least = min(len(one.tokens) for one in said.said)
+            table.add_row("the same", f"the first {said.same} of {least} tokens")
+        self._console.print("\n")
+        self._console.print(table)
 
 
 def show_plan(plan: Plan, console: Console, verbose: bool = False) -> None:

@@ -29,16 +29,20 @@ def load_tokenizer(where: str, name: str, options: Options) -> Any:
 
 def context_length(model: Any) -> int:
     """Tokens a model can attend to; long where the configuration names no limit."""
-    config = model.config.get_text_config()
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-    length = next((int(found) for name in names if (found := getattr(config, name, None))), 1 << 20)
     # RoBERTa and its kin count positions from after the padding index.
     offsets = (
         module.padding_idx + 1
         for name, module in model.named_modules()
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
     )
-    return length - next(offsets, 0)
+    return configured_length(model.config) - next(offsets, 0)
+
+
+def configured_length(config: Any) -> int:
+    """Positions that a configuration names; many where it names no limit."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    text = config.get_text_config()
+    return next((int(found) for name in names if (found := getattr(text, name, None))), 1 << 20)
 
 
 def windows(records: Records, tokenizer: Any, length: int, n: int | None, seed: int) -> Tensor:
@@ -47,7 +51,7 @@ def windows(records: Records, tokenizer: Any, length: int, n: int | None, seed: 
     Each begins and ends with the special tokens that the tokenizer puts around a text (BERT's [CLS] and [SEP], Gemma's
     <bos>). Raises DataError when the text is shorter than one window.
     """
-    before, after = _around(tokenizer)
+    before, after = around(tokenizer)
     inner = length - len(before) - len(after)
     text = records.items[0]["text"]
     text = text if n is None else _thinned(text, n, MOST_CHARACTERS * length)
@@ -63,7 +67,7 @@ def windows(records: Records, tokenizer: Any, length: int, n: int | None, seed: 
     return torch.tensor(rows)
 
 
-def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+def around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text."""
     body = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]

@@ -1,7 +1,6 @@
 """`report.html`: one self-contained page made of `report.json` alone. It loads nothing, and reads without scripts."""
 
 import functools
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from compressor.artifact import REPORT
 from compressor.errors import OutputError
 from compressor.page.comparison import comparisons
 from compressor.page.depth import depth_plots
@@ -20,7 +18,7 @@ from compressor.page.roofline import roofline_plot
 from compressor.page.samples import agreement, samples
 from compressor.page.table import site_table
 from compressor.page.texture import texture_plot
-from compressor.report import SCHEMA, as_json
+from compressor.report import as_json, read_report
 from compressor.units import human_seconds
 
 PAGE = "report.html"
@@ -45,7 +43,7 @@ def write_page(folder: str | Path, path: str | Path | None = None) -> Page:
 
     Raises OutputError when there is no report to read, or when the page cannot be written.
     """
-    report = _read(Path(folder))
+    report = read_report(Path(folder))
     path = Path(path) if path else Path(folder) / PAGE
     text = render(report).encode()
     _write(path, text)
@@ -102,20 +100,6 @@ def _facts(report: Mapping[str, Any]) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in report["environment"].items()),
     }
     return {name: text for name, text in facts.items() if text}
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    path, hint = folder / REPORT, "the folder of an artifact, as compress export writes it"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(f"cannot read {path}", found=error.strerror or "", hint=hint) from None
-    except ValueError as error:
-        raise OutputError(f"cannot read {path} as JSON", found=str(error), hint=hint) from None
-    schema = report.get("schema") if isinstance(report, dict) else None
-    if schema != SCHEMA or "promises" not in report:
-        raise OutputError(f"{path} is no report of schema {SCHEMA}", found=f"schema {schema}", hint=hint)
-    return report
 
 
 def _write(path: Path, text: bytes) -> None:

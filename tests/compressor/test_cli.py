@@ -125,7 +125,7 @@ def leftovers(folder: Path) -> list[str]:
 # *** help ***
 
 
-@pytest.mark.parametrize("name", ["", "export", "plan", "sweep", "cache", "inspect", "list"])
+@pytest.mark.parametrize("name", ["", "export", "plan", "sweep", "cache", "inspect", "list", "report", "generate"])
 def test_help_is_there_and_fits_in_80_columns(compress, name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     ran = compress(*filter(None, [name]), "--help")
