@@ -63,8 +63,11 @@ def table(one: Contraction) -> ir.Value | None:
     return None if found is one.value else found
 
 
-def store(model: ir.Model, one: Contraction, weight: Coded) -> tuple[ir.Value, ir.Value]:
-    """The codes as the weight lies in the file, stored once however often it is read, and their scale (m,)."""
+def store(model: ir.Model, one: Contraction, weight: Coded, *, whole: bool = False) -> tuple[ir.Value, ir.Value]:
+    """The codes as the weight lies in the file, stored once however often it is read, and their scale (m,).
+
+    whole: whether an embedding of it looks up in floats, made of all codes, which TensorRT asks for.
+    """
     source = table(one) or one.value
     name = f"{source.name}.codes"
     known = model.graph.initializers
@@ -74,7 +77,7 @@ def store(model: ir.Model, one: Contraction, weight: Coded) -> tuple[ir.Value, i
     scale = constant(model, f"{name}{SCALE}", weight.scale[:, 0])
     for node, _ in list(source.uses()):
         if node.op_type == "Gather":
-            _lookup(model, node, codes, scale)
+            (_lookup_in_floats if whole else _lookup)(model, node, codes, scale)
     return codes, scale
 
 
@@ -92,6 +95,12 @@ def _lookup(model: ir.Model, node: ir.Node, weight: ir.Value, scale: ir.Value) -
     rows = tape.op("Cast", [tape.op("Gather", [weight, ids], {"axis": 0})], {"to": ir.DataType.FLOAT})
     y = tape.op("Mul", [rows, tape.op("Unsqueeze", [tape.op("Gather", [scale, ids], {"axis": 0}), axis])])
     replace(model, node, tape, y)
+
+
+def _lookup_in_floats(model: ir.Model, node: ir.Node, weight: ir.Value, scale: ir.Value) -> None:
+    tape = Tape()
+    node.replace_input_with(0, tape.op("DequantizeLinear", [weight, scale], {"axis": 0}))
+    model.graph.insert_before(node, tape.nodes)
 
 
 def replace(model: ir.Model, node: ir.Node, tape: Tape, y: ir.Value) -> None:

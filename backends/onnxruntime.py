@@ -21,7 +21,11 @@ ON_CODES = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
 
 
 class OnnxRuntime:
-    """`--backend onnxruntime` (or `ort`): a folder with `model.onnx` that ONNX Runtime runs on the CPU."""
+    """`--backend onnxruntime` (or `ort`): a folder with `model.onnx` that ONNX Runtime runs on the CPU.
+
+    exact: whether codes are multiplied as the floats that they stand for, for files that were made for another runtime:
+        on a processor without VNNI, kernels for codes cut codes of +-127 off.
+    """
 
     name = "onnxruntime"
     quantizes: Mapping[str, Kernels] = {
@@ -29,6 +33,9 @@ class OnnxRuntime:
         "int8-dynamic": Kernels(),
         "int4": Kernels(),
     }
+
+    def __init__(self, *, exact: bool = False):
+        self.exact = exact
 
     def probe(self) -> Probe:
         try:
@@ -57,6 +64,8 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if self.exact:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         path = folder / onnx_file.MODEL_FILE
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -12,15 +12,27 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
-from compressor.backends.codes import Coded, constant, reads_rows, store
-from compressor.contractions import Contraction
+from compressor.backends.codes import Coded, coded, constant, reads_rows, store, take_names
+from compressor.contractions import Contraction, contractions
 from compressor.errors import InternalError
+from compressor.graph import Graph
 from compressor.onnx_rounding import roundings
 from compressor.quantization import Rounding
 
 MIDDLE = 128
+
+
+def quantize(model: ir.Model, graph: Graph, *, signed: bool) -> None:
+    """Replace each product with a weight on a grid, and each rounded activation, by ones of codes, in place."""
+    weights = coded(graph)
+    found = [one for one in contractions(model) if one.site in weights]
+    write(model, found, {one.node: weights[one.site].as_in(one) for one in found}, signed=signed)
+    RemoveUnusedNodesPass()(model)
+    take_names(model, found)
+    model.graph.opset_imports.pop("compressor", None)
 
 
 def write(model: ir.Model, found: Sequence[Contraction], weights: Mapping[ir.Node, Coded], *, signed: bool) -> None:
@@ -33,15 +45,15 @@ def write(model: ir.Model, found: Sequence[Contraction], weights: Mapping[ir.Nod
         maker = one.node.inputs[0].producer() if one.node.inputs[0] is not None else None
         if maker is None or maker not in static:
             raise InternalError(f"{one.site}: its activation is not rounded")
-        _weight(model, one, weights[one.node])
+        _weight(model, one, weights[one.node], signed)
         if not signed:
             _bias(model, one, static[maker].scale * weights[one.node].scale[:, 0])
     for node, how in static.items():
         _activation(model, node, how, signed)
 
 
-def _weight(model: ir.Model, one: Contraction, weight: Coded) -> None:
-    codes, scale = store(model, one, weight)
+def _weight(model: ir.Model, one: Contraction, weight: Coded, signed: bool) -> None:
+    codes, scale = store(model, one, weight, whole=signed)
     tape, node = Tape(), one.node
     transposed = bool(node.attributes.get_int("transB", 0))
     is_rows = one.op == "Conv" or transposed

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from compressor import onnx_file
-from compressor.backends import eligibility, tensorrt_build, tensorrt_onnx
+from compressor.backends import eligibility, qdq, tensorrt_build, tensorrt_onnx
 from compressor.backends.tensorrt_build import DENSE, SPARSE, engine_file
 from compressor.backends.tensorrt_child import Child, ask
-from compressor.contractions import contractions
+from compressor.contractions import Contraction, contractions
 from compressor.engine import Engine, Verdict
 from compressor.errors import BackendError, NoDeviceError, NotInstalledError
 from compressor.graph import Feeds, Graph, Run
@@ -26,7 +26,7 @@ class TensorRT:
     """`--backend tensorrt`: an engine for this machine's GPU; without one, all that a GPU host needs to build it."""
 
     name = "tensorrt"
-    quantizes: Mapping[str, Kernels] = {}
+    quantizes: Mapping[str, Kernels] = {"int8": Kernels(largest=127, is_symmetric=True)}
     package = "tensorrt"
     program = "TensorRT"
     needs_device = True
@@ -56,13 +56,17 @@ class TensorRT:
 
     def build(self, graph: Graph, folder: Path) -> None:
         model = onnx_file.to_onnx(graph)
+        if graph.grids:
+            qdq.quantize(model, graph, signed=True)
         tensorrt_onnx.prepare(model)
         onnx_file.save(model, folder)
 
     def stored(self, folder: Path) -> dict[str, Stored]:
         model = onnx_file.read(folder / onnx_file.MODEL_FILE)
         return {
-            found.site: Stored(_as_torch(found.along_last()), f"{found.op} axis {found.axis}")
+            found.site: Stored(
+                _as_torch(found.along_last()), f"{found.op} axis {found.axis}", found.dtype, _scales(found)
+            )
             for found in contractions(model)
         }
 
@@ -119,6 +123,11 @@ def _built(folder: Path, kind: str) -> Path:
     if not path.exists():
         raise BackendError(f"{folder} holds no {path.name}", hint=f"compress build {folder}, on a host with a GPU")
     return path
+
+
+def _scales(found: Contraction) -> torch.Tensor | None:
+    scale = found.scales()
+    return None if scale is None else _as_torch(scale)
 
 
 def _as_torch(values: np.ndarray) -> torch.Tensor:

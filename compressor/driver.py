@@ -124,5 +124,8 @@ def _check_quantization(backend: Backend, kind: str, recipe: Recipe) -> None:
 
 
 def settle(recipe: Recipe, backend: Backend) -> Recipe:
-    """The recipe with the backend's choice where it leaves one."""
-    return dataclasses.replace(recipe, dtype=backend.dtypes()[0]) if recipe.dtype == AUTO else recipe
+    """The recipe with the backend's choice where it leaves one; codes are made of float32."""
+    if recipe.dtype != AUTO:
+        return recipe
+    is_quantized = any(one.name == "quantize" for one in recipe.passes)
+    return dataclasses.replace(recipe, dtype="float32" if is_quantized else backend.dtypes()[0])

@@ -45,7 +45,7 @@ def open_artifact(backend: Backend, folder: Path, engine: Engine | None) -> Open
 
 def stand_in(folder: Path, threads: int = 0) -> tuple[Run | None, str]:
     """The artifact in ONNX Runtime, or None and why it cannot run it."""
-    other: Backend = load("backends", STAND_IN)()
+    other: Backend = load("backends", STAND_IN)(exact=True)
     try:
         return other.open(folder, threads), ""
     except BackendError as error:

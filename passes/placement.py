@@ -1,7 +1,7 @@
 """Where activations are rounded, so that kernels for codes can run.
 
     what a site reads                      for that site
-    what a convolution computes            for all that read it, after its normalization and its ReLU
+    what makers compute, as convolutions   for all that read it, after its normalization and its ReLU
     the sum of two such, after its ReLU    for all that read it
     such a value that is moved or pooled   for all that read it, on the same grid
 
@@ -49,13 +49,13 @@ def inputs(sites: Sequence[WeightSite]) -> list[Place]:
     return [Place(value, tuple(nodes)) for value, nodes in readers.items()]
 
 
-def with_outputs(graph: fx.Graph, sites: Sequence[WeightSite]) -> list[Place]:
-    """The inputs, and what convolutions compute, in the graph's order."""
+def with_outputs(graph: fx.Graph, sites: Sequence[WeightSite], makers: Sequence[WeightSite]) -> list[Place]:
+    """The inputs of the sites, and what those of them compute that are makers, in the graph's order."""
     found = {place.value: place for place in inputs(sites)}
-    convolutions = {use.node for site in sites if site.layout == "kernel" for use in site.uses}
+    making = {use.node for site in makers for use in site.uses}
     whole: dict[fx.Node, fx.Node] = {}  # a value on a grid for all its readers -> the one that this grid is for
     for node in graph.nodes:
-        if node in convolutions:
+        if node in making:
             end = after(node)
             whole[end] = end
         elif node.target in _SUMS and all(one in whole for one in node.args[:2]):
@@ -69,14 +69,14 @@ def with_outputs(graph: fx.Graph, sites: Sequence[WeightSite]) -> list[Place]:
     return sorted(found.values(), key=lambda place: order[place.value])
 
 
-def after(conv: fx.Node) -> fx.Node:
-    """The last of a convolution, the normalization that alone reads it, and the ReLU that alone reads that."""
-    norm = _only_reader(conv)
+def after(maker: fx.Node) -> fx.Node:
+    """The last of a product, the normalization that alone reads it, and the ReLU that alone reads that."""
+    norm = _only_reader(maker)
     if norm is None or norm.target not in BATCH_NORMS:
-        return _rectified(conv)
+        return _rectified(maker)
     gives_several = isinstance(norm.meta.get("val"), (tuple, list))
     value = _only_reader(norm) if gives_several else norm
-    return _rectified(value) if value is not None else conv
+    return _rectified(value) if value is not None else maker
 
 
 def _rectified(node: fx.Node) -> fx.Node:

@@ -13,7 +13,7 @@ from compressor.errors import DataError, InternalError, RecipeError
 from compressor.graph import Graph
 from compressor.passes.damping import choose_lambda, dampen
 from compressor.passes.grids import grid
-from compressor.passes.placement import Place, after, inputs, with_outputs
+from compressor.passes.placement import Place, after, with_outputs
 from compressor.passes.ranges import RANGES, SAMPLE, Seen
 from compressor.passes.refit import squared_error
 from compressor.passes.rounding import coordinate_descent, nearest
@@ -25,6 +25,7 @@ from compressor.statistics import Statistics
 from compressor.watching import watch
 
 KINDS = ("int8", "int8-dynamic", "int4")
+OUTPUTS = ("auto", "none", "all")
 NOTHING = "nothing was quantized"
 TIED = "tied to an embedding: in float unless --embeddings"
 
@@ -38,6 +39,8 @@ class Quantize:
         weights with a scale for each `group` neighbours of a row, and activations rounded to 8 bits in such groups.
     ranges: for int8, how a range is chosen. "mse" so that rounding costs least; "percentile" all but the outermost
         values; "minmax" all.
+    outputs: for int8, whose outputs are rounded too. "auto" what the runtime's kernels need; "none"; "all", for sparse
+        kernels of TensorRT on GPUs before Hopper, which make codes of codes alone.
     sweeps: passes of coordinate descent that round each weight so as to make up for the others, as the layer's outputs
         on calibration data tell (0 rounds each to the nearest).
     group: weights that share a scale, for int4; a power of two from 16 on.
@@ -52,6 +55,7 @@ class Quantize:
 
     kind: str
     ranges: str = "mse"
+    outputs: str = "auto"
     sweeps: int = 4
     group: int = 32
     embeddings: bool = False
@@ -65,6 +69,8 @@ class Quantize:
             raise unknown("kind of quantization", self.kind, KINDS)
         if self.ranges not in RANGES:
             raise unknown("choice of ranges", self.ranges, RANGES)
+        if self.outputs not in OUTPUTS:
+            raise unknown("choice of outputs", self.outputs, OUTPUTS)
         if self.group < 16 or self.group & (self.group - 1):
             raise RecipeError(f"group cannot be {self.group}", hint="a power of two from 16 on; 32, 64 or 128")
         if min(self.sweeps, self.damping) < 0 or self.samples < 1:
@@ -166,16 +172,20 @@ class Quantize:
         batches = context.calibration(self.samples)
         if not batches:
             raise DataError("no calibration data to tell ranges by", hint="--data, or --quantize int8-dynamic")
-        places = with_outputs(graph.module.graph, sites) if kernels.rounds_outputs else inputs(sites)
+        places = self._places(graph, sites, kernels)
         share, generator = SAMPLE // len(batches) + 1, torch.Generator().manual_seed(context.seed)
         seen = {place.value: Seen(share, generator) for place in places if place.like is None}
         watch(graph, batches, seen, context.progress)
-        silent = _silent(sites, places, seen)
-        if silent:
-            sites = [site for site in sites if site not in silent]
-            places = with_outputs(graph.module.graph, sites) if kernels.rounds_outputs else inputs(sites)
+        if silent := _silent(sites, places, seen):
+            places = self._places(graph, [site for site in sites if site not in silent], kernels)
         chosen = {value: one.rounding(self.ranges, kernels.is_symmetric) for value, one in seen.items() if one.varies}
         return [_point(place, chosen[place.like or place.value]) for place in places], silent
+
+    def _places(self, graph: Graph, sites: Sequence[WeightSite], kernels: Kernels) -> list[Place]:
+        makers = [site for site in sites if self.outputs == "all" or site.layout == "kernel"]
+        if self.outputs == "none" or (self.outputs == "auto" and not kernels.rounds_outputs):
+            makers = []
+        return with_outputs(graph.module.graph, sites, makers)
 
     def _points(self, sites: Sequence[WeightSite]) -> list[Point]:
         """One rounding per activation, for all the sites that read it."""
@@ -203,7 +213,7 @@ def _silent(
     for site in sites:
         if any(use.activation in still for use in site.uses):
             found[site] = "what it reads never varies on the calibration data"
-        elif site.layout == "kernel" and any(after(use.node) in still for use in site.uses):
+        elif any(after(use.node) in still for use in site.uses):
             found[site] = "what it computes never varies on the calibration data"
     return found
 

@@ -9,15 +9,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.backends.tensorrt import TensorRT, TensorRTRTX
 from compressor.backends.tensorrt_build import write_spec
 from compressor.backends.tensorrt_child import Child, ask
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, BuildError, NoDeviceError, NotInstalledError, ParseError
+from compressor.parity import ROUNDED, difference
 from compressor.pipeline import Context, parse_pass, run_pipeline
 from compressor.shapes import Range, choose_shapes
 from tests.backends.graphs import K, N, model, normal, sparse, write
+from tests.backends.test_integers import Residual
+from tests.compressor.tiny import Compute, graph_of
 from tests.trained import WINDOW, lowered, restored
 
 backend = TensorRTRTX()
@@ -99,6 +104,34 @@ def test_quantized_on_both_sides_builds_and_weighs_a_byte_each(tmp_path):
     w = (sparse(1024, 1024) * 9).astype(np.int8)
     engine = built(tmp_path, body, BATCH, W=w, S=scale, Z=zero, **one, x="float16[b,1024]")
     assert w.nbytes < engine.bytes < 1.3 * w.nbytes
+
+
+HEADED = Compute(
+    lambda self, x: self.l(self.e(x[:, 0].long().abs() % 64)) @ self.e.weight.T, e=nn.Embedding(64, 32),
+    l=nn.Linear(32, 32),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("outputs", ["auto", "all"])
+@pytest.mark.parametrize(("net", "shape"), [(Residual(), (2, 3, 17, 17)), (HEADED, (4, 32))], ids=["conv", "tied head"])
+def test_quantized_graphs_are_sparse_on_their_codes_and_build(net, shape, outputs, tmp_path):
+    torch.manual_seed(0)
+    graph = graph_of(net, torch.randn(shape))
+    batches = [{"x0": torch.randn(shape)} for _ in range(4)]
+    passes = [
+        "sparsify{pattern=2:4,method=magnitude,refit=0}",
+        f"quantize{{kind=int8,embeddings=true,outputs={outputs}}}",
+    ]
+    run_pipeline(graph, list(map(parse_pass, passes)), Context(lambda n: batches, kernels=backend.quantizes))
+    backend.build(graph, tmp_path)
+    assert {one.dtype for one in backend.stored(tmp_path).values()} == {"int8"}
+    assert [one.dtype for one in backend.check(tmp_path / "model.onnx") if one.is_eligible] == (
+        ["int8", "int8"] if net is not HEADED else ["int8"]
+    )
+    assert difference(graph.run, OnnxRuntime(exact=True).open(tmp_path), {"x0": torch.randn(shape)}) < ROUNDED
+    if backend.probe().version:
+        write_spec("tensorrt-rtx", tmp_path, {"batch": (1, 4, 8)})
+        assert backend.build_engine(tmp_path).is_built
 
 
 # *** what is refused ***
