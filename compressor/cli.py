@@ -174,6 +174,23 @@ def bench(folder: Folder, json: Json = False) -> None:
 
 
 @app.command()
+def diff(
+    before: Annotated[str, typer.Argument(metavar="A", help="An artifact's folder, an ONNX file, or any model.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="What it is compared with.")],
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the exit code: 0 the same, 1 different.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One row per weight, and the graphs.")] = False,
+) -> None:
+    """Compare two models, files or artifacts, graphs and weights."""
+    from compressor import diffing, terminal
+
+    found = diffing.diff(before, after, trust_remote_code=trust_remote_code)
+    _print(found, json, quiet, lambda console: terminal.show_diff(found, console, verbose))
+    raise typer.Exit(OK if found else NOT_MET)
+
+
+@app.command()
 def generate(
     folder: Folder,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on with.")],

@@ -125,7 +125,9 @@ def leftovers(folder: Path) -> list[str]:
 # *** help ***
 
 
-@pytest.mark.parametrize("name", ["", "export", "plan", "sweep", "cache", "inspect", "list", "report", "generate"])
+@pytest.mark.parametrize(
+    "name", ["", "export", "plan", "sweep", "cache", "inspect", "list", "report", "generate", "diff"]
+)
 def test_help_is_there_and_fits_in_80_columns(compress, name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     ran = compress(*filter(None, [name]), "--help")
@@ -399,6 +401,16 @@ def test_the_page_is_made_again_from_the_report(compress, folder):
     assert json.loads(compress("report", ".", "--output", "other.html", "--json").out)["path"] == "other.html"
     assert (folder / "other.html").read_bytes() == (folder / "report.html").read_bytes()
     assert "cannot read nowhere/report.json" in one_paragraph(compress("report", "nowhere"))
+
+
+def test_diff_ends_as_diff_does(compress, folder):
+    assert compress("export", "net.py:make", "-q", "-o", "a").code == 0
+    same = compress("diff", "a", "a")
+    assert (same.code, same.out.split()[:2]) == (0, ["the", "same"])
+    found = compress("diff", "net.py:odd", "net.py:make", "--json")
+    assert (found.code, json.loads(found.out)["same"]) == (1, False)
+    assert compress("diff", "net.py:odd", "net.py:make", "--quiet").out == ""
+    assert "cannot find nothing.onnx" in one_paragraph(compress("diff", "nothing.onnx", "a"))
 
 
 def test_a_folder_that_exists_is_left_as_it_is(compress):
