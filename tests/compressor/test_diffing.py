@@ -123,7 +123,7 @@ def net(scale: float = 1.0) -> compressor.Model:
     torch.manual_seed(0)
     first, last = nn.Linear(32, 64), nn.Linear(64, 8)
     with torch.no_grad():
-        last.bias *= scale
+        last.bias.mul_(scale)
     return compressor.Model(nn.Sequential(first, nn.ReLU(), last), torch.randn(3, 32))
 
 
