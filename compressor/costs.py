@@ -49,7 +49,7 @@ def costs(graph: Graph, feeds: Feeds) -> Costs:
     Memory is a model of a runtime that frees a value after its last reader and keeps views of it for nothing; what an
     operator uses inside is not seen. Zeros of sparse weights are multiplied like others.
     """
-    counted = _Counted(graph.module)
+    counted, feeds = _Counted(graph.module), graph.adapt(feeds)
     # The kernel that is made of matrix products: fused ones are counted on some devices and not on others.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         counted.run(*(feeds[port.name] for port in graph.inputs))

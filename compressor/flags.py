@@ -63,6 +63,41 @@ FLAGS = (
     Flag("sparsify", "damping", float, "Share of each channel's energy added to its Gram matrix; 0 chooses."),
     Flag("sparsify", "samples", int, "Calibration samples.", names=("--calibration-samples",)),
     Flag(
+        "channels", "amount", str,
+        "0.5 removes half of every kind of channel; mlp=0.5,heads=0.25 of these kinds (also conv, width).",
+        names=("--channels",), example="--channels 0.5, or --channels mlp=0.5,heads=0.25",
+    ),
+    Flag(
+        "channels", "target", str, "What --channels 0.5 halves: channels, parameters, flops or latency.",
+        names=("--channels-target",),
+    ),
+    Flag(
+        "channels", "importance", str, "How units are scored: magnitude, activation or error.",
+        names=("--channels-importance",),
+    ),
+    Flag(
+        "channels", "ranking", str, "Each group alone (layer), with its like (isomorphic), or all together (global).",
+        names=("--channels-ranking",),
+    ),
+    Flag("channels", "round_to", int, "Keep channels in multiples of it."),
+    Flag(
+        "channels", "refit", bool, "Refit what reads the channels that stay.",
+        names=("--channels-refit/--no-channels-refit",),
+    ),
+    Flag(
+        "channels", "bias", bool, "Refit biases with it.", names=("--channels-bias/--no-channels-bias",),
+    ),
+    Flag("channels", "match", str, "As --match, for channels.", names=("--channels-match",)),
+    Flag("channels", "reconstruct", int, "As --reconstruct, for channels.", names=("--channels-reconstruct",)),
+    Flag("channels", "damping", float, "As --damping, for channels.", names=("--channels-damping",)),
+    Flag("channels", "samples", int, "Calibration samples for channels.", names=("--channels-samples",)),
+    Flag(
+        "channels", "targets", list[str], "Glob over the weights that make channels.", names=("--channels-targets",)
+    ),
+    Flag(
+        "channels", "ignore", list[str], "Glob over weights whose channels all stay.", names=("--channels-ignore",)
+    ),
+    Flag(
         "recover", "method", str, "Train what is left, zeros held: finetune (labels) or distill (the dense model).",
         names=("--recover",), example="--recover distill",
     ),

@@ -1,5 +1,6 @@
 """Parity: the same weights in two runtimes on the same inputs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,10 +41,10 @@ class Parity:
         return self.difference <= self.tolerance and is_same
 
 
-def difference(reference: Run, other: Run, feeds: Feeds) -> float:
-    """Largest relative difference over all outputs of one call; infinite when one has NaN where the other has not."""
+def difference(reference: Run, other: Run, feeds: Feeds, names: Iterable[str] = ()) -> float:
+    """Largest relative difference over the named outputs of one call, or all; infinite when only one has NaN."""
     expected, found = reference(feeds), other(feeds)
-    return max(_relative(expected[name], found[name]) for name in expected)
+    return max(_relative(expected[name], found[name]) for name in names or expected)
 
 
 def _relative(expected: Tensor, found: Tensor) -> float:

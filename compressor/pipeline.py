@@ -24,6 +24,7 @@ from compressor.source import Training
 from compressor.spec import build, format_spec, parse_specs
 
 Status = Literal["changed", "left", "refused"]
+Shapes = tuple[tuple[int, ...], tuple[int, ...]] | None  # before and after
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Row:
     reason: why it was left or refused; empty when changed.
     asked: the pattern that its weight was to take, where one was asked for.
     dtype: the type that its weight was to be stored in, where one was asked for (`int8`).
+    shapes: of its weight, before and after, where the pass removes channels.
     numbers: figures of the change, by name (`sparsity`, `relative_error`).
     """
 
@@ -42,6 +44,7 @@ class Row:
     reason: str = ""
     asked: str = ""
     dtype: str = ""
+    shapes: Shapes = None
     numbers: dict[str, float] = field(default_factory=dict)
 
 
@@ -67,6 +70,7 @@ class Context:
     kept: a folder that outlives a killed run, to go on from; None when nothing is to be kept.
     kernels: what the backend's kernels ask of codes, by kind of quantization.
     is_logits: whether the last axis of the scored output holds the logits of classes.
+    latency: milliseconds of a graph, built for the backend, on the first workload; None where nothing here runs it.
     """
 
     calibration: Callable[[int], Sequence[Feeds]] = lambda n: []
@@ -77,6 +81,7 @@ class Context:
     kept: Path | None = None
     kernels: Mapping[str, Kernels] = field(default_factory=dict)
     is_logits: bool = True
+    latency: Callable[[Graph], float] | None = None
 
 
 class Pass(Protocol):
@@ -185,7 +190,7 @@ def choose(
     """
     sites, orphans = list(sites), list(orphans)
     for glob in (*targets, *ignore):
-        _check_glob(glob, [site.name for site in sites] + [one.name for one in orphans])
+        check_glob(glob, [site.name for site in sites] + [one.name for one in orphans])
     named, rows = [], []
     for site in sites:
         reason = _why_left(site, targets, ignore, left)
@@ -211,24 +216,26 @@ def in_order(rows: Iterable[Row], graph: Graph, nothing: str, hint: str) -> list
 
 
 def _is_named(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
-    return not any(_matches(name, glob) for glob in ignore) and any(_matches(name, glob) for glob in targets)
+    return not any(matches(name, glob) for glob in ignore) and any(matches(name, glob) for glob in targets)
 
 
-def _check_glob(glob: str, names: Sequence[str]) -> None:
-    if glob == "*" or not names or any(_matches(name, glob) for name in names):
+def check_glob(glob: str, names: Sequence[str]) -> None:
+    """Raise RecipeError when a glob names none of these."""
+    if glob == "*" or not names or any(matches(name, glob) for name in names):
         return
     near = difflib.get_close_matches(glob, names, n=3, cutoff=0.0)
     raise RecipeError(f"no weight is named {glob!r}", found=f"the nearest are {', '.join(near)}", hint=near[0])
 
 
-def _matches(name: str, glob: str) -> bool:
+def matches(name: str, glob: str) -> bool:
+    """Whether a glob matches a weight's name, with or without its `.weight`."""
     return any(fnmatch.fnmatchcase(form, glob) for form in (name, name.removesuffix(".weight")))
 
 
 def _why_left(site: WeightSite, targets: Sequence[str], ignore: Sequence[str], left: Mapping[str, str]) -> str:
-    if any(_matches(site.name, glob) for glob in ignore):
+    if any(matches(site.name, glob) for glob in ignore):
         return "ignored by request"
-    matching = [glob for glob in targets if _matches(site.name, glob)]
+    matching = [glob for glob in targets if matches(site.name, glob)]
     if not matching:
         return "not among the targets"
     return left.get(site.role, "") if set(matching) == {"*"} else ""

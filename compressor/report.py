@@ -33,7 +33,7 @@ class SiteRecord:
     """One weight site as it was asked for, and as the written file holds it.
 
     status: "changed", "left" or "refused"; reason: why, unless changed.
-    shape, axis: of the model's own tensor; m, d: rows and columns as a matrix.
+    shape, axis: of the model's own tensor. dense_shape: before channels were removed, where that changed it.
     found: the pattern and the share of zeros, re-read from the file; where: operator and axis that read it there.
     holds: whether the file keeps what was asked, on the axis the runtime contracts; None where nothing was asked.
     verdict: whether a sparse kernel of the runtime can take it, or the rule it breaks; "" for runtimes without any.
@@ -58,6 +58,7 @@ class SiteRecord:
     kernel: str = ""
     dtype: str = ""
     rounding_error: float | None = None
+    dense_shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import gc
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from compressor.exhibits import Exhibits
 from compressor.fingerprint import model_digest, score_key
 from compressor.gathering import Gallery
 from compressor.graph import Feeds, Graph, Run
-from compressor.latency import Comparison
+from compressor.latency import Comparison, compare
 from compressor.onnx_file import MODEL_FILE
 from compressor.parity import Parity
 from compressor.pipeline import Context, Learner, Observer, Outcome, format_pass, run_pipeline
@@ -97,7 +98,7 @@ class Export:
         reference = self._in_dtype(graph)
         engine = self._build(graph, reference, folder, shapes)
         proven = self._prove(graph, reference, outcomes, engine, folder, evaluation, dense, compressed, gallery)
-        latency = self._time(folder, twin, engine)
+        latency = self._time(graph, folder, twin, engine)
         sizes = Sizes(
             folder_size(twin or folder, f"{MODEL_FILE}*"),
             folder_size(folder, f"{MODEL_FILE}*"),
@@ -154,13 +155,28 @@ class Export:
     def _run_passes(self, graph: Graph) -> list[Outcome]:
         dense = graph.copy() if any(one.needs_dense for one in self.recipe.passes) else None
         context = Context(
-            self._calibrate, self.recipe.seed, self.progress, dense, self._training, self.kept, self.backend.quantizes,
+            calibration=self._calibrate,
+            seed=self.recipe.seed,
+            progress=self.progress,
+            dense=dense,
+            training=self._training,
+            kept=self.kept,
+            kernels=self.backend.quantizes,
             is_logits=getattr(self.source, "is_logits", True),
-        )  # fmt: skip
+            latency=None if isinstance(self.backend, EngineBackend) else self._latency,
+        )
         with self._stage("run the passes"):
             outcomes = run_pipeline(graph, self.recipe.passes, context, self.observers)
         gc.collect()
         return outcomes
+
+    def _latency(self, graph: Graph) -> float:
+        """Milliseconds of the first workload, as the backend builds it."""
+        name, feeds = next(iter(self.source.workloads().items()))
+        with tempfile.TemporaryDirectory() as folder:
+            self.backend.build(graph, Path(folder))
+            run = self.backend.open(Path(folder), threads=1)
+            return compare({"": run}, name, graph.adapt(feeds), seconds=1.0).latency[""].p50
 
     def _calibrate(self, n: int) -> Sequence[Feeds]:
         batches = self.source.calibration(n)
@@ -224,7 +240,7 @@ class Export:
         usual = usual_feeds(graph, first, shapes) if shapes else first
         if any(usual[name].shape != x.shape for name, x in first.items()):
             found["usual shapes"] = usual
-        return {name: proof.in_dtype(feeds, self.recipe.dtype) for name, feeds in found.items()}
+        return {name: graph.adapt(proof.in_dtype(feeds, self.recipe.dtype)) for name, feeds in found.items()}
 
     def _prove(
         self,
@@ -239,7 +255,7 @@ class Export:
         gallery: Gallery,
     ) -> _Proof:
         opened = finish.open_artifact(self.backend, folder, engine)
-        artifact = proof.cast(opened.run, self.recipe.dtype) if opened.run else None
+        artifact = proof.adapted(graph, proof.cast(opened.run, self.recipe.dtype)) if opened.run else None
         score = self._score("score the artifact", evaluation, artifact) if artifact else None
         scores = self._scores(evaluation, dense, compressed, score)
         rows = (row for one in outcomes for row in one.rows)
@@ -268,7 +284,7 @@ class Export:
         drop, stderr = score_drop(dense, artifact)
         return Scores(evaluation.description, dense, compressed, artifact, drop, stderr, self.recipe.max_drop)
 
-    def _time(self, folder: Path, twin: Path | None, engine: Engine | None) -> tuple[Comparison, ...]:
+    def _time(self, graph: Graph, folder: Path, twin: Path | None, engine: Engine | None) -> tuple[Comparison, ...]:
         with self._stage("time the artifact"):
             if twin is None or (engine and not engine.runs_here):
                 return ()
@@ -276,7 +292,7 @@ class Export:
                 inputs = {name: feeds for name, (feeds, _) in finish.read_reference(folder).items()}
                 return finish.time_engines(self.backend, folder, inputs, finish.stand_in(folder, threads=1)[0])
             dense, artifact = self.backend.open(twin, threads=1), self.backend.open(folder, threads=1)
-            return proof.time_beside_dense(self.source, dense, artifact, self.recipe.dtype, self.progress)
+            return proof.time_beside_dense(self.source, graph, dense, artifact, self.recipe.dtype, self.progress)
 
     def _report(
         self,

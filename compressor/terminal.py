@@ -332,7 +332,8 @@ def _site_table(sites: Sequence[SiteRecord], verbose: bool) -> RenderableType:
         first = members[0]
         label = f"{name} ({len(members)})" if len(members) > 1 else name
         rows.append([
-            label, "x".join(map(str, first.shape)), "" if first.axis < 0 else str(first.axis), _pattern_cell(first),
+            label, _by(first.shape), _by(first.dense_shape or ()), "" if first.axis < 0 else str(first.axis),
+            _pattern_cell(first),
             _span(members, "sparsity", "{:.0%}"), _span(members, "relative_error", "{:.1%}"), _sparse_cell(first),
             first.dtype if first.dtype.startswith("int") else "", _span(members, "rounding_error", "{:.2%}"),
         ])  # fmt: skip
@@ -343,8 +344,13 @@ def _site_table(sites: Sequence[SiteRecord], verbose: bool) -> RenderableType:
         for (status, reason), names in notes.items()
     ]
     return Group(
-        _filled(rows, "weight", "shape", "axis", "pattern", "zeros", "error", "kernels", "type", "rounding"), *lines
+        _filled(rows, "weight", "shape", "was", "axis", "pattern", "zeros", "error", "kernels", "type", "rounding"),
+        *lines,
     )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _filled(rows: Sequence[Sequence[Any]], *titles: str) -> Table:
@@ -389,9 +395,9 @@ def _shown(site: SiteRecord, verbose: bool) -> str:
 def _pattern_cell(site: SiteRecord) -> Text:
     if site.holds is not None:
         mark, color = MARK[site.holds]
-        return Text.assemble(site.asked, " ", (mark, color))
+        return Text.assemble(site.asked or "smaller", " ", (mark, color))
     if site.status == "changed":
-        return Text(site.asked)
+        return Text(site.asked or "smaller")
     return Text(site.found or ("refused" if site.status == "refused" else "dense"), style="dim")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-RANKINGS = ("layer", "isomorphic", "global")
+LAYER, ISOMORPHIC, GLOBAL = RANKINGS = ("layer", "isomorphic", "global")
 LEAST = 0.1
 """Of the units of a group that is ranked with others, the share that stays whatever the scores say."""
 
@@ -47,11 +47,11 @@ class Ranked:
 
 def choose_units(groups: Sequence[Ranked], ranking: str) -> list[Tensor]:
     """What stays of each group (units,). With "layer" a group may end up empty, which is for the caller to refuse."""
-    if ranking == "layer":
+    if ranking == LAYER:
         return [one.keeping(one.units * (1 - one.share)) for one in groups]
     sets: dict[Hashable, list[int]] = {}
     for at, one in enumerate(groups):
-        sets.setdefault(one.like if ranking == "isomorphic" else None, []).append(at)
+        sets.setdefault(one.like if ranking == ISOMORPHIC else None, []).append(at)
     counts: dict[int, float] = {}
     for members in sets.values():
         counts |= dict(zip(members, _together([groups[at] for at in members]), strict=True))
@@ -76,17 +76,20 @@ def _together(groups: Sequence[Ranked]) -> list[float]:
     return left
 
 
-def least_share(measure: Callable[[float], float], goal: float, steps: int = 8) -> float | None:
+def least_share(measure: Callable[[float], float | None], goal: float, steps: int = 8) -> float | None:
     """The least share of the units whose removal brings `measure` down to `goal`; None when none below 1 does.
 
-    measure: what is left, as a share of what was, when a share of the units goes; it falls, if not smoothly. Halved
-    `steps` times, between nothing and all but nothing.
+    measure: what is left, as a share of what was, when a share of the units goes; it falls, if not smoothly; None
+    where the share is too large for any model to be left. Halved `steps` times, between nothing and everything.
     """
     low, high = 0.0, 1.0
     found = None
     for _ in range(steps):
         middle = (low + high) / 2
-        if measure(middle) <= goal:
+        left = measure(middle)
+        if left is None:
+            high = middle
+        elif left <= goal:
             found = high = middle
         else:
             low = middle

@@ -33,8 +33,10 @@ class Runner:
         self.nodes = tuple(node for node in module.graph.nodes if node in needed and node.op == "call_function")
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         self.ports = {port.name: node for node, port in zip(placeholders, graph.inputs, strict=True)}
+        self.adapt = graph.adapt
 
     def __call__(self, feeds: Feeds, tensors: Mapping[str, Tensor], *, gradients: bool = False) -> list[Tensor]:
+        feeds = self.adapt(feeds)
         given = {node: feeds[name] for name, node in self.ports.items()}
         given |= {node: tensors[str(node.target)] for node in self.machine.weights}
         made = self.machine.run_nodes(self.nodes, given, self.wanted, gradients=gradients)

@@ -90,7 +90,7 @@ GOLDEN = {
     "sites": [
         dict.fromkeys(
             ["name", "op", "shape", "axis", "status", "reason", "asked", "found", "sparsity", "holds", "where"]
-            + ["relative_error", "verdict", "kernel", "dtype", "rounding_error"]
+            + ["relative_error", "verdict", "kernel", "dtype", "rounding_error", "dense_shape"]
         )
         | {"shape": [None]}
     ],

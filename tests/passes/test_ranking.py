@@ -73,6 +73,11 @@ def test_the_least_share_that_meets_a_goal_is_found_by_halving():
     assert least_share(lambda share: 1 - share / 2, 0.2) is None
 
 
+def test_a_share_that_leaves_nothing_is_too_large():
+    assert least_share(lambda share: None if share > 0.3 else 1 - share, 0.8, steps=16) == pytest.approx(0.2, abs=1e-4)
+    assert least_share(lambda share: None if share > 0.1 else 1 - share, 0.8) is None
+
+
 def test_a_measure_that_falls_in_steps_is_met_not_missed():
     found = least_share(lambda share: round(4 * (1 - share)) / 4, 0.5)
     assert found is not None

@@ -21,7 +21,7 @@ def by_unit(values: Tensor, owner: Tensor, units: int) -> Tensor:
 
 def magnitude(x: Tensor, axis: int, owner: Tensor, units: int) -> Tensor:
     """The sum of squares that each unit owns of a tensor along one axis: (units,) float64."""
-    return by_unit(x.detach().double().square().movedim(axis, 0).flatten(1).sum(1), owner, units)
+    return by_unit(x.detach().double().square().movedim(axis, 0).reshape(x.shape[axis], -1).sum(1), owner, units)
 
 
 def activation(W: Tensor, H: Tensor, owner: Tensor, units: int) -> Tensor:

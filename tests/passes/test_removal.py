@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compressor.passes import units
-from compressor.passes.units import Shrinking, activation, by_unit, magnitude, refitted, removal_errors
+from compressor.passes import removal
+from compressor.passes.removal import Shrinking, activation, by_unit, magnitude, refitted, removal_errors
 
 
 def layer(m: int, d: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -134,6 +134,10 @@ def test_rounds_that_remove_several_units_lose_little_more(monkeypatch):
     W, H = layer(16, 64)
     in_rounds = lost(W, H, removal_errors([(W, H, torch.arange(64))], 64).argsort())
     by_chance = lost(W, H, torch.randperm(64))
-    monkeypatch.setattr(units, "ROUND", 64)
+    monkeypatch.setattr(removal, "ROUND", 64)
     one_by_one = lost(W, H, removal_errors([(W, H, torch.arange(64))], 64).argsort())
     assert in_rounds < 1.1 * one_by_one < by_chance
+
+
+def test_the_magnitude_of_a_bias_is_its_square():
+    assert magnitude(torch.tensor([1.0, -2.0, 3.0]), 0, torch.tensor([0, 1, 1]), 2).tolist() == [1, 13]
