@@ -4,12 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from compressor import debugging
 from compressor.artifact import RECIPE, REPORT, check_free, resumable, staged
 from compressor.cache import Cache
 from compressor.engine import EngineBackend
 from compressor.errors import BackendError, RecipeError
 from compressor.page import write_page
-from compressor.pipeline import dump_graphs
+from compressor.pipeline import dump_graphs, show_changes
 from compressor.progress import QUIET, Progress
 from compressor.recipe import AUTO, Recipe
 from compressor.registry import load, names
@@ -45,6 +46,7 @@ def export(
     check_free(output, overwrite)
     source = open_source(model, recipe)
     observers = [dump_graphs(Path(dump_graph))] if dump_graph else []
+    observers += [show_changes()] if debugging.level() >= debugging.DIFFS else []
     with resumable(output) as kept, staged(output, overwrite) as folder:
         report = Export(source, backend, recipe, output, progress, observers, kept, cache).run(folder)
         report = dataclasses.replace(report, output=output.name)

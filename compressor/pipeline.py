@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from compressor import debugging
 from compressor.errors import RecipeError
 from compressor.graph import Feeds, Graph
 from compressor.progress import Progress, Quiet
@@ -146,9 +147,18 @@ def run_pipeline(
         graph.verify()
         one.ensures(graph, outcome)
         outcomes.append(dataclasses.replace(outcome, seconds=time.perf_counter() - start))
+        _note(one, outcomes[-1])
         for observe in observers:
             observe(number, one.name, graph)
     return outcomes
+
+
+def _note(one: Pass, outcome: Outcome) -> None:
+    """For COMPRESS_DEBUG."""
+    counts = ", ".join(f"{len(outcome.of(status))} {status}" for status in ("changed", "left", "refused"))
+    debugging.note(debugging.STEPS, f"{format_pass(one)}: {outcome.seconds:.2f} s, {counts}")
+    for row in (*outcome.of("left"), *outcome.of("refused")):
+        debugging.note(debugging.SITES, f"  {row.status} {row.site}: {row.reason}")
 
 
 def parse_pass(text: str) -> Pass:
@@ -244,14 +254,32 @@ def _why_left(site: WeightSite, targets: Sequence[str], ignore: Sequence[str], l
 def dump_graphs(folder: Path) -> Observer:
     """An observer that writes `00-input.txt`, `01-sparsify.txt`, `01-sparsify.diff`, ... into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
+
+    def write(number: int, name: str, text: list[str], changes: list[str]) -> None:
+        (folder / f"{number:02d}-{name}.txt").write_text("\n".join(text) + "\n")
+        if number:
+            (folder / f"{number:02d}-{name}.diff").write_text("\n".join(changes) + "\n")
+
+    return _observer(write)
+
+
+def show_changes() -> Observer:
+    """An observer that prints what each pass changed in the graph, for COMPRESS_DEBUG."""
+
+    def write(number: int, name: str, text: list[str], changes: list[str]) -> None:
+        if number:
+            debugging.note(debugging.DIFFS, "\n".join([f"after {name}:", *changes]))
+
+    return _observer(write)
+
+
+def _observer(write: Callable[[int, str, list[str], list[str]], None]) -> Observer:
+    """An observer that calls `write` with the stage, its name, the graph's text, and the diff from the stage before."""
     before: list[str] = []
 
     def observe(number: int, name: str, graph: Graph) -> None:
         text = _described(graph)
-        (folder / f"{number:02d}-{name}.txt").write_text("\n".join(text) + "\n")
-        if number:
-            changes = difflib.unified_diff(before, text, "before", "after", lineterm="", n=1)
-            (folder / f"{number:02d}-{name}.diff").write_text("\n".join(changes) + "\n")
+        write(number, name, text, list(difflib.unified_diff(before, text, "before", "after", lineterm="", n=1)))
         before[:] = text
 
     return observe

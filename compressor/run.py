@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor import finish, proof
+from compressor import debugging, finish, proof
 from compressor.artifact import folder_size
 from compressor.cache import Cache
 from compressor.costs import CostChange, Costs, costs_of
@@ -343,6 +343,7 @@ class Export:
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+        debugging.note(debugging.STEPS, f"{name}: {self.seconds[name]:.2f} s")
 
 
 def check_training(recipe: Recipe, training: Callable[[int | None], Training]) -> None:
