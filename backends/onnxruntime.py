@@ -66,7 +66,7 @@ class OnnxRuntime:
         options.log_severity_level = 3
         if self.exact:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        path = folder / onnx_file.MODEL_FILE
+        path = folder if folder.suffix == ".onnx" else folder / onnx_file.MODEL_FILE
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor import finish, proof
+from compressor.artifact import RECIPE
 from compressor.driver import open_source
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, NoDeviceError, RecipeError
@@ -16,7 +17,6 @@ from compressor.progress import QUIET, Progress
 from compressor.recipe import Recipe
 from compressor.registry import load
 from compressor.report import Promise, as_json
-from compressor.source import Backend
 
 ENGINE = "engine.json"
 
@@ -75,14 +75,20 @@ def build(folder: str | Path, *, progress: Progress = QUIET) -> Built:
     return built
 
 
+def has_engine(name: str) -> bool:
+    """Whether that is the folder of an artifact for a runtime that compiles engines."""
+    folder = Path(name)
+    if not (folder / RECIPE).is_file():
+        return False
+    return isinstance(load("backends", Recipe.read(folder).backend)(), EngineBackend)
+
+
 def bench(folder: str | Path) -> Bench:
-    """Time an artifact's workloads: its engines where they run, and ONNX Runtime on the same file."""
+    """Time the workloads of an artifact that has engines: these where they run, and ONNX Runtime on the same file."""
     folder = Path(folder)
     recipe = Recipe.read(folder)
-    backend: Backend = load("backends", recipe.backend)()
+    backend = _engine_backend(recipe)
     workloads = _inputs(finish.read_reference(folder)) or _workloads(recipe)
-    if not isinstance(backend, EngineBackend):
-        return Bench(folder.name, backend.name, _alone(backend.name, backend.open(folder, threads=1), workloads))
     other, missing = finish.stand_in(folder, threads=1)
     try:
         rows = finish.time_engines(backend, folder, workloads, other)

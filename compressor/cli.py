@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from compressor import debugging
 from compressor.errors import UserError
 from compressor.flags import takes_recipe, takes_recipes
 
@@ -164,12 +165,31 @@ def build(folder: Folder, json: Json = False, quiet: Quiet = False) -> None:
 
 
 @app.command()
-def bench(folder: Folder, json: Json = False) -> None:
-    """Time an artifact in the runtimes that are here."""
-    from compressor import building, terminal
+def bench(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Artifacts, ONNX files, or any models.")],
+    threads: Annotated[int, typer.Option(help="Threads of each.")] = 1,
+    seconds: Annotated[float, typer.Option(help="About how long each workload is timed.")] = 4.0,
+    batch: Annotated[list[int] | None, typer.Option(help="Samples at once; may be repeated. Default: 1 and 8.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Of language models: tokens before the first.")] = 64,
+    new_tokens: Annotated[int, typer.Option(help="Of language models: tokens to generate.")] = 16,
+    shape: Annotated[list[str] | None, typer.Option(help="Length of an axis that varies: height=224.")] = None,
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time models in turn: latency, memory, tokens per second."""
+    from compressor import building, progress, terminal
+    from compressor.benching import run, table
 
-    found = building.bench(folder)
-    _print(found, json, False, lambda console: terminal.show_bench(found, console))
+    if len(models) == 1 and building.has_engine(models[0]):
+        built = building.bench(models[0])
+        _print(built, json, quiet, lambda console: terminal.show_bench(built, console))
+        raise typer.Exit(NOT_MET if built.missing else OK)
+    settings = run.Settings(
+        threads, seconds, tuple(batch or (1, 8)), prompt_tokens, new_tokens, run.sizes_of(shape or [])
+    )
+    found = run.bench(models, settings, trust_remote_code=trust_remote_code, progress=progress.choose(quiet))
+    _print(found, json, quiet, lambda console: table.show_bench(found, console))
     raise typer.Exit(NOT_MET if found.missing else OK)
 
 
@@ -326,7 +346,7 @@ def main() -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except UserError as error:
-        if os.environ.get("COMPRESS_DEBUG", "") not in ("", "0"):
+        if debugging.level() >= debugging.TRACEBACK:
             _print_traceback(error)
         code = _complain(f"compress: {error}", USER)
     except Exception as error:

@@ -71,9 +71,16 @@ def inputs(path: Path) -> dict[str, tuple[list[int | str], torch.dtype]]:
     for value in read(path).graph.inputs:
         assert value.shape is not None
         assert value.dtype is not None
-        shape = [size if isinstance(size, int) else str(size) for size in value.shape]
+        shape = [size if isinstance(size, int) else size.value or "" for size in value.shape]
         found[value.name or ""] = shape, ir.tensor_adapters.to_torch_dtype(value.dtype)
     return found
+
+
+def width(path: Path) -> int | None:
+    """The last axis of the first output; None where the file leaves it open."""
+    shape = read(path).graph.outputs[0].shape
+    size = shape[-1] if shape is not None and len(shape) else None
+    return size if isinstance(size, int) else None
 
 
 # *** on the way out ***

@@ -184,7 +184,7 @@ class Backend(Protocol):
         """Write the model into a folder."""
 
     def open(self, folder: Path, threads: int = 0) -> Run:
-        """Load a written model; `threads` 0 leaves the choice to the runtime."""
+        """Load a written model; `threads` 0 leaves the choice to the runtime. ONNX Runtime also takes an .onnx file."""
 
     def stored(self, folder: Path) -> dict[str, Stored]:
         """Every site's weight, re-read from the written file, by site name."""

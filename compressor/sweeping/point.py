@@ -38,6 +38,7 @@ class Point:
     varied: flag -> value, of what differs within the sweep; empty for the dense model.
     value, stderr, n, unit: the artifact's score; drop: how much worse than dense, in percent or points.
     loss: mean negative log-likelihood in nats. bytes: of the model's files; zipped: of the same, deflated.
+    texts: beginnings of held-out texts, and how the artifact goes on; empty unless it is a language model.
     seconds: what it took. unmet: promises that were not met. failed: why there is no artifact, "" when there is one.
     """
 
@@ -61,6 +62,7 @@ class Point:
     unmet: tuple[str, ...] = ()
     failed: str = ""
     facts: dict[str, str] = field(default_factory=dict)
+    texts: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -104,13 +106,15 @@ def point_of(report: Report, artifact: Path, varied: Mapping[str, str]) -> Point
         seconds=sum(report.seconds.values()),
         unmet=tuple(f"{one.name}: {one.detail}" for one in report.promises if not one.met),
         facts=_facts(report),
+        texts=_texts(report),
     )
 
 
 def read_point(body: Mapping[str, Any], varied: Mapping[str, str]) -> Point:
     """A point that was kept as JSON, under the labels of this sweep."""
     speeds = tuple(Speed(**one) for one in body["speeds"])
-    return Point(**{**body, "varied": dict(varied), "speeds": speeds, "unmet": tuple(body["unmet"])})
+    texts = tuple((question, answer) for question, answer in body["texts"])
+    return Point(**{**body, "varied": dict(varied), "speeds": speeds, "unmet": tuple(body["unmet"]), "texts": texts})
 
 
 def zipped_size(folder: Path) -> int:
@@ -138,6 +142,12 @@ def timed_beside(point: Point) -> tuple[Speed, ...]:
         Speed(one.workload, one.dense_p50, one.dense_p90, one.n, one.dense_p50, one.dense_p90, 1.0, 1.0, 1.0)
         for one in point.speeds
     )
+
+
+def _texts(report: Report) -> tuple[tuple[str, str], ...]:
+    """How texts go on; a text that was classified has a share instead."""
+    samples = [one for one in report.exhibits.samples if one.kind == "text" and one.artifact.share is None]
+    return tuple((one.question, one.artifact.text) for one in samples)
 
 
 def _facts(report: Report) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The command line: exit codes, what goes to which stream, and every mistake a user makes in one clear paragraph."""
 
 import errno
+import inspect
 import json
 import os
 import re
@@ -218,6 +219,29 @@ def test_a_sweep_is_a_table_a_page_and_json(compress, folder):
     assert again.out == Path("out/sweep.json").read_text()
     assert json.loads(again.out)["cached"] == 2
     assert again.err == "compress: not met: a point failed or broke a promise; sweep.json says which\n"
+
+
+def test_every_command_can_print_json():
+    functions = [command.callback for command in cli.app.registered_commands if command.callback]
+    assert not [one.__name__ for one in functions if "json" not in inspect.signature(one).parameters]
+
+
+def completed(*words: str) -> list[str]:
+    """What bash would offer after these words."""
+    environment = {
+        "_COMPRESS_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(words),
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    code = "import sys; sys.argv = ['compress']; from compressor.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_and_flags():
+    assert completed("compress", "ex") == ["export"]
+    assert completed("compress", "export", "--spars") == ["--sparsity"]
+    assert {"--sparsity", "--methods", "--no-cache"} <= set(completed("compress", "sweep", "--"))
 
 
 # *** a promise that is not met ***

@@ -1,0 +1,1 @@
+"""`compress bench`: artifacts, ONNX files and models timed in turn, with the memory that each takes."""
