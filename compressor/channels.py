@@ -8,6 +8,7 @@ They are found from the graph alone (compressor/provenance), never from the clas
 """
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressor.errors import RecipeError
 from compressor.provenance import Tracer
 from compressor.provenance.tracer import Owner
 
@@ -93,6 +95,13 @@ def find_groups(graph: "Graph") -> list[ChannelGroup]:
     return list(_groups(graph.tracer))
 
 
+def unknown_group(name: str, groups: Iterable[str]) -> RecipeError:
+    """What to raise for a name that no group has."""
+    near = difflib.get_close_matches(name, list(groups), n=3, cutoff=0.0)
+    found = f"the nearest are {', '.join(near)}" if near else "a graph without channel groups"
+    return RecipeError(f"no channel group is named {name!r}", found=found, hint=near[0] if near else None)
+
+
 def _groups(tracer: Tracer) -> Iterator[ChannelGroup]:
     seen = _Seen(tracer)
     taken: dict[str, int] = {}
@@ -113,10 +122,13 @@ def _footprints(tracer: Tracer) -> Iterator[tuple[np.ndarray, list[Owner]]]:
     for owner, key in zip(owners, keys, strict=True):
         footprint[np.unique(_components(tracer, owner))] += key
     order = np.argsort(footprint, kind="stable")
-    for components in np.split(order, np.flatnonzero(np.diff(footprint[order])) + 1):
-        found = [one for one in owners if components[0] in _components(tracer, one)]
-        if found:
-            yield components, found
+    sets = np.split(order, np.flatnonzero(np.diff(footprint[order])) + 1)
+    firsts = np.array([components[0] for components in sets])
+    owning: list[list[Owner]] = [[] for _ in sets]
+    for owner in owners:
+        for at in np.flatnonzero(np.isin(firsts, _components(tracer, owner))):
+            owning[at].append(owner)
+    return ((components, found) for components, found in zip(sets, owning, strict=True) if found)
 
 
 def _components(tracer: Tracer, owner: Owner) -> np.ndarray:

@@ -3,19 +3,18 @@
 The law that both are tested by: cut, then run == mask, then run.
 """
 
-import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from compressor.channels import ChannelGroup, find_groups
+from compressor.channels import ChannelGroup, find_groups, unknown_group
 from compressor.errors import RecipeError
 from compressor.graph import Graph
 from compressor.literals import Literals
 from compressor.refresh import refresh
+from compressor.stored import replace, stored
 
 Keep = Mapping[str, Tensor]  # a group's name -> (units,) bool, True where a unit stays
 
@@ -34,6 +33,8 @@ def cut(graph: Graph, keep: Keep) -> None:
     literals.rewrite()
     refresh(graph.module, literals)
     graph.restructured()
+    again = {group.name: kept for group, kept in chosen}
+    graph.changed(lambda other: cut(other, again))
 
 
 def mask(graph: Graph, keep: Keep) -> None:
@@ -44,7 +45,7 @@ def mask(graph: Graph, keep: Keep) -> None:
     """
     for group, kept in _chosen(graph, keep):
         for one in group.slices:
-            tensor = None if one.is_state else _stored(graph.module, one.name)
+            tensor = None if one.is_state else stored(graph.module, one.name)
             if isinstance(tensor, nn.Parameter):
                 with torch.no_grad():
                     tensor.index_fill_(one.axis, (~one.kept(kept)).nonzero().flatten(), 0.0)
@@ -55,14 +56,9 @@ def _chosen(graph: Graph, keep: Keep) -> list[tuple[ChannelGroup, Tensor]]:
     groups = {group.name: group for group in find_groups(graph)}
     for name, kept in keep.items():
         if name not in groups:
-            raise _unknown(name, groups)
+            raise unknown_group(name, groups)
         _check(groups[name], kept)
     return [(groups[name], kept.bool().cpu()) for name, kept in keep.items() if not kept.all()]
-
-
-def _unknown(name: str, groups: Iterable[str]) -> RecipeError:
-    near = difflib.get_close_matches(name, list(groups), n=3, cutoff=0.0)
-    return RecipeError(f"no channel group is named {name!r}", found=f"the nearest are {', '.join(near)}", hint=near[0])
 
 
 def _check(group: ChannelGroup, kept: Tensor) -> None:
@@ -100,25 +96,8 @@ def _shrink(graph: Graph, chosen: Iterable[tuple[ChannelGroup, Tensor]]) -> None
         else:
             tensors.setdefault(name, {})[axis] = positions.nonzero().flatten()
     for name, axes in tensors.items():
-        _replace(graph.module, name, axes)
-
-
-def _replace(module: fx.GraphModule, name: str, axes: Mapping[int, Tensor]) -> None:
-    """A smaller tensor in the place of a stored one, under each of its names."""
-    before = _stored(module, name)
-    smaller = before.detach()
-    for axis, positions in axes.items():
-        smaller = smaller.index_select(axis, positions.to(smaller.device))
-    made: Any = nn.Parameter(smaller, before.requires_grad) if isinstance(before, nn.Parameter) else smaller
-    for holder in module.modules():
-        tables: list[dict[str, Any]] = [holder._parameters, holder._buffers, holder.__dict__]
-        for table in tables:
-            table.update({key: made for key, value in table.items() if value is before})
-
-
-def _stored(module: fx.GraphModule, name: str) -> Tensor:
-    value: object = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    assert isinstance(value, Tensor)
-    return value
+        before = stored(graph.module, name)
+        smaller = before.detach()
+        for axis, positions in axes.items():
+            smaller = smaller.index_select(axis, positions.to(smaller.device))
+        replace(graph.module, before, smaller)

@@ -54,6 +54,7 @@ class Graph:
         self._program: ExportedProgram | None = program
         # (state, axis) -> for each time that it lost positions, how many there were, and those that were left
         self._lost: dict[tuple[str, int], list[tuple[int, Tensor]]] = {}
+        self._changes: list[Callable[[Graph], None]] = []
         self.grids: dict[str, Grid] = {}  # of the weights that were quantized, by name
         self.points: list[Point] = []  # the activations that are rounded, in order
 
@@ -104,6 +105,24 @@ class Graph:
         self._program = None
         self._forget()
 
+    def changed(self, again: "Callable[[Graph], None]") -> None:
+        """To be called by what has changed the structure: how to do the same to another capture of the model."""
+        self._changes.append(again)
+
+    def repeat_on(self, other: "Graph") -> None:
+        """Change another capture of the same model, in any dtype, as this one was, and give it this one's weights.
+
+        Does nothing where only values have changed, which captures of one model share.
+        """
+        if not self._changes:
+            return
+        for again in self._changes:
+            again(other)
+        theirs = _tensors(other.module)
+        with torch.no_grad():
+            for name, tensor in _tensors(self.module).items():
+                theirs[name].copy_(tensor)  # casts
+
     def copy(self) -> "Graph":
         """The graph with parameters and buffers of its own; tied ones stay tied."""
         made = copy.copy(self)
@@ -111,6 +130,7 @@ class Graph:
             warnings.simplefilter("ignore", FutureWarning)  # torch's own copying warns of torch's own future
             made.module, made.example = copy.deepcopy(self.module), dict(self.example)
         made._program = None
+        made._changes = list(self._changes)
         made._lost = {key: list(losses) for key, losses in self._lost.items()}
         made.grids, made.points = dict(self.grids), list(self.points)
         made._forget()
@@ -152,6 +172,10 @@ class Graph:
             names |= {str(node.meta["val"].shape[axis]): symbol for axis, symbol in port.dynamic.items()}
         ports = {node: port.name for node, port in zip(placeholders, self.inputs, strict=True)}
         return "\n".join(_line(node, ports, names) for node in nodes if node.users or node.op == "output")
+
+
+def _tensors(module: fx.GraphModule) -> dict[str, Tensor]:
+    return dict((*module.named_parameters(), *module.named_buffers()))
 
 
 def lower(

@@ -19,23 +19,34 @@ def refresh(module: fx.GraphModule, literals: Literals) -> None:
     """
     mode = detect_fake_mode([node.meta.get("val") for node in module.graph.nodes])
     assert mode is not None, "a graph without shapes"
+    shrunk = _Shrunk(mode, literals)
     for node, made in literals.tracer.values.items():
         if made is not None:
-            node.meta["val"] = _shrunk(mode, literals, node.meta["val"], made)
+            node.meta["val"] = shrunk.of(node.meta["val"], made)
 
 
-def _shrunk(mode: FakeTensorMode, literals: Literals, before: Any, made: Any) -> Any:
-    if isinstance(before, (list, tuple)):
-        given = made if isinstance(made, tuple) else [None] * len(before)
-        return [_shrunk(mode, literals, one, value) for one, value in zip(before, given, strict=True)]
-    if not isinstance(before, Tensor) or not isinstance(made, Value):
-        return before
-    kept = [literals.kept(made, axis) for axis in range(len(made.shape))]
-    if all(one.all() for one in kept):
-        return before
-    sizes = _sizes(before.shape, kept)
-    with mode:
-        return before.new_empty(sizes)
+class _Shrunk:
+    """What stands for values without their removed channels; one for all that have one shape."""
+
+    def __init__(self, mode: FakeTensorMode, literals: Literals):
+        self.mode, self.literals = mode, literals
+        self.made: dict[str, Tensor] = {}
+
+    def of(self, before: Any, made: Any) -> Any:
+        if isinstance(before, (list, tuple)):
+            given = made if isinstance(made, tuple) else [None] * len(before)
+            return [self.of(one, value) for one, value in zip(before, given, strict=True)]
+        if not isinstance(before, Tensor) or not isinstance(made, Value) or not made.facets:
+            return before
+        kept = [self.literals.kept(made, axis) for axis in range(len(made.shape))]
+        if all(one.all() for one in kept):
+            return before
+        sizes = _sizes(before.shape, kept)
+        key = f"{before.dtype} {before.device} {sizes}"
+        if key not in self.made:
+            with self.mode:
+                self.made[key] = before.new_empty(sizes)
+        return self.made[key]
 
 
 def _sizes(shape: Iterable[Any], kept: Iterable[torch.Tensor]) -> list[Any]:

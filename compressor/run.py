@@ -212,7 +212,9 @@ class Export:
         if self.recipe.dtype == "float32":
             return graph
         _check_range(graph, self.recipe.dtype)
-        return self.source.lower(self.recipe.dtype)
+        made = self.source.lower(self.recipe.dtype)
+        graph.repeat_on(made)
+        return made
 
     def _build(self, graph: Graph, reference: Graph, folder: Path, shapes: Mapping[str, Range]) -> Engine | None:
         with self._stage("build the artifact"):

@@ -165,7 +165,7 @@ class Tracer:
         return Value(shape, tuple(self._own(port.name, shape, axis, is_state=True) for axis in axes if shape[axis] > 1))
 
     def _stored(self, node: fx.Node) -> Made:
-        tensor = _fetch(self.module, str(node.target))
+        tensor = _attribute(self.module, str(node.target))
         if not isinstance(tensor, Tensor):
             return None
         shape = tuple(tensor.shape)
@@ -223,7 +223,7 @@ def _names(module: fx.GraphModule) -> dict[int, str]:
     return found
 
 
-def _fetch(module: fx.GraphModule, name: str) -> Any:
+def _attribute(module: fx.GraphModule, name: str) -> Any:
     value: Any = module
     for part in name.split("."):
         value = getattr(value, part)

@@ -30,11 +30,11 @@ def unsettle(graph: Graph) -> None:
         for x in graph.module.parameters():
             if x.ndim == 1:
                 x.add_(0.1 * torch.randn(x.shape, generator=generator, dtype=x.dtype))
-        for name, x in graph.module.named_buffers():
+        for name, buffer in graph.module.named_buffers():
             if name.endswith("running_mean"):
-                x.copy_(0.1 * torch.randn(x.shape, generator=generator, dtype=x.dtype))
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype))
             if name.endswith("running_var"):
-                x.copy_(0.5 + torch.rand(x.shape, generator=generator, dtype=x.dtype))
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=buffer.dtype))
 
 
 def check_the_law(graph: Graph, keep: Mapping[str, Tensor]) -> Graph:

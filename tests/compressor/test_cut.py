@@ -8,6 +8,7 @@ from compressor.channels import find_groups
 from compressor.cut import cut, mask
 from compressor.errors import RecipeError
 from compressor.graph import Graph
+from compressor.permute import permute
 from tests.compressor.laws import check_the_law, some
 from tests.compressor.tiny import graph_of, normal
 
@@ -89,3 +90,17 @@ def test_the_copy_of_a_graph_is_cut_by_itself():
     other = graph.copy()
     cut(other, some(find_groups(other)))
     assert dict(graph.module.named_parameters())["0.weight"].shape == (6, 3)
+
+
+def test_a_capture_in_another_dtype_is_changed_as_the_first_one_was():
+    graph = mlp()
+    cut(graph, {"0.weight": torch.arange(6) < 4})
+    permute(graph, {"0.weight": torch.tensor([3, 1, 0, 2])})
+    with torch.no_grad():
+        next(graph.module.parameters()).mul_(2)
+    torch.manual_seed(1)
+    layers = nn.Sequential(nn.Linear(3, 6), nn.GELU(), nn.Linear(6, 2))
+    other = graph_of(layers, normal(4, 3))
+    graph.repeat_on(other)
+    wanted = graph.run(graph.example)["y"]
+    torch.testing.assert_close(other.run(other.example)["y"], wanted.float())
