@@ -53,7 +53,7 @@ class Frame:
     y: Axis
     width: float = 360
     height: float = 200
-    left: float = 44
+    left: float = 48
     right: float = 8
     top: float = 10
     bottom: float = 30

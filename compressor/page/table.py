@@ -58,4 +58,7 @@ def _status(site: Site) -> str:
 
 
 def _percent(value: Any, digits: int) -> str:
-    return f"{100 * value:.{digits}f} %" if isinstance(value, float) else ""
+    if not isinstance(value, float):
+        return ""
+    least = 10.0**-digits
+    return f"{100 * value:.{digits}f} %" if value == 0 or 100 * value >= least else f"< {least:g} %"

@@ -139,6 +139,15 @@ def test_columns_come_with_what_fills_them():
     assert {"0.40 %", "eligible · sparse gemm_2x4"} <= {text for tag, text in found.texts if tag == "td"}
 
 
+def test_an_error_that_is_too_small_to_print_is_not_called_none():
+    found = page(
+        report(sites=(site(0, relative_error=1e-6), site(1, relative_error=0.0), site(2, relative_error=1e-4)))
+    )
+    assert [text for tag, text in found.texts if tag == "td" and text.endswith(" %")][1::2] == [
+        "< 0.01 %", "0.00 %", "0.01 %",
+    ]  # fmt: skip
+
+
 def test_a_weight_that_the_file_does_not_hold_is_marked():
     found = page(report(sites=(site(0, holds=False),)))
     assert "broken: the file does not hold it" in found.text
