@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-SIZE = 512
+SIZE = 256
 BYTES = 1 << 26  # beyond most caches
-ROUNDS = 12
+SLICES = 32
+ROUNDS = 3 * SLICES
 
 
 @dataclass(frozen=True)
@@ -28,31 +29,36 @@ class Roofs:
 
 @functools.cache
 def measure_roofs() -> Roofs:
-    """Measured once in a process; takes some tenths of a second."""
+    """Measured once in a process; takes some tenths of a second.
+
+    Many short rounds: whoever shares the processor interrupts a long one.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return Roofs(2 * SIZE**3 / _best(_product()), 2 * BYTES / _best(_copy()))
+        return Roofs(2 * SIZE**3 / _best(_product()), 2 * BYTES / SLICES / _best(_copy()))
     finally:
         torch.set_num_threads(threads)
 
 
-def _product() -> Callable[[], object]:
+def _product() -> Callable[[int], object]:
     A, B, out = torch.ones(SIZE, SIZE), torch.ones(SIZE, SIZE), torch.empty(SIZE, SIZE)
-    return lambda: torch.mm(A, B, out=out)
+    return lambda round_: torch.mm(A, B, out=out)
 
 
-def _copy() -> Callable[[], object]:
-    source, target = torch.zeros(BYTES, dtype=torch.uint8), torch.empty(BYTES, dtype=torch.uint8)
-    return lambda: target.copy_(source)
+def _copy() -> Callable[[int], object]:
+    """A slice of a large tensor each round: by the time it comes again, it is out of the caches."""
+    source, target = (torch.zeros(SLICES, BYTES // SLICES, dtype=torch.uint8) for _ in range(2))
+    return lambda round_: target[round_ % SLICES].copy_(source[round_ % SLICES])
 
 
-def _best(work: Callable[[], object]) -> float:
-    """Seconds of the fastest round; the first warms up."""
-    work()
+def _best(work: Callable[[int], object]) -> float:
+    """Seconds of the fastest round; the first ones, which touch memory for the first time, do not count."""
+    for round_ in range(SLICES):
+        work(round_)
     spent = []
-    for _ in range(ROUNDS):
+    for round_ in range(ROUNDS):
         start = time.perf_counter()
-        work()
+        work(round_)
         spent.append(time.perf_counter() - start)
     return min(spent)

@@ -22,7 +22,7 @@ def _errors(sites: Sequence[Mapping[str, Any]]) -> Plot | None:
     values = [value for points in found.values() for _, value in points]
     if not values:
         return None
-    frame = Frame(_places(len(sites)), decades(values, lambda t: f"{100 * t:g} %"))
+    frame = Frame(_places(len(sites)), decades(values, lambda t: f"{100 * t:g} %"), left=56)
     marks = [
         tag("circle", tag("title", f"{_short(sites[i])}: {100 * value:.2f} %"), class_=series[name],
             cx=frame.at_x(i + 1), cy=frame.at_y(value), r=_radius(len(sites)))

@@ -13,6 +13,10 @@ from compressor.page.plot import Plot
 from compressor.page.svg import Frame, decades, tag
 from compressor.units import human_bytes, human_count
 
+_BEYOND = (
+    " More than 100 %: it fits into caches, multiplies in less than float32, or had more of the processor to itself."
+)
+
 
 @dataclass(frozen=True)
 class Point:
@@ -34,11 +38,14 @@ def roofline_plot(report: Mapping[str, Any]) -> Plot | None:
     y = decades([roofs["flops"], *(point.speed for point in points)], lambda t: f"{t / 1e9:g}")
     frame = Frame(x, y, height=230, left=40, right=14)
     marks = [_roof(frame, roofs), *(_dot(frame, point) for point in points), *_names(frame, points)]
-    words = "; ".join(_share(point, roofs) for point in points if point.whose == "artifact")
+    own = [point for point in points if point.whose == "artifact"]
+    words = "; ".join(f"{point.workload} {100 * _share(point, roofs):.0f} %" for point in own)
+    beyond = _BEYOND if any(_share(point, roofs) > 1 for point in own) else ""
     text = (
         f"Measured speed below the roofs of one thread here: a float32 product of matrices "
         f"({human_count(roofs['flops'])}FLOP/s) and a copy of memory ({human_bytes(roofs['bandwidth'])}/s; what "
-        f"fits into caches may pass it). Bytes: the file, inputs and outputs, once. Reached of the roof: {words}."
+        "fits into caches may pass it). Bytes: the file, inputs and outputs, once. "
+        f"Reached of the roof: {words}.{beyond}"
     )
     return Plot("Roofline of latency, GFLOP/s", text, frame.draw("Roofline of latency", "FLOP per byte", marks))
 
@@ -62,8 +69,8 @@ def _limit(intensity: float, roofs: Mapping[str, float]) -> float:
     return min(roofs["flops"], intensity * roofs["bandwidth"])
 
 
-def _share(point: Point, roofs: Mapping[str, float]) -> str:
-    return f"{point.workload} {100 * point.speed / _limit(point.intensity, roofs):.0f} %"
+def _share(point: Point, roofs: Mapping[str, float]) -> float:
+    return point.speed / _limit(point.intensity, roofs)
 
 
 def _roof(frame: Frame, roofs: Mapping[str, float]) -> Markup:

@@ -33,7 +33,7 @@ def texture_plot(texture: Mapping[str, Any] | None) -> Plot | None:
 
 def _cell(columns: int, group: int) -> float:
     gaps = (columns - 1) // group
-    return min(12.0, (WIDTH - 2 * EDGE - gaps * GAP) / columns)
+    return min(8.0, (WIDTH - 2 * EDGE - gaps * GAP) / columns)
 
 
 def _cells(rows: list[str], level: str, group: int, cell: float) -> Markup | None:

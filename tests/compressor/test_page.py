@@ -17,6 +17,7 @@ from compressor.models.task import top1
 from compressor.page import render, write_page
 from compressor.page.svg import decades
 from compressor.report import Promise, Report, Scores, SiteRecord, score_drop
+from compressor.roofs import Roofs
 from compressor.source import Answer
 from tests.compressor.test_report import report
 
@@ -245,6 +246,13 @@ def test_the_roofline_tells_which_share_of_the_roof_each_workload_reaches():
     share = 100 * (flops / 1e-3) / min(2e9, 1e9 * flops / n_bytes)
     assert f"Reached of the roof: prefill {share:.0f} %." in found.text
     assert [circle["class"] for circle in found.all("circle")] == ["point dense", "point artifact"]
+
+
+def test_a_point_beyond_the_roof_is_explained():
+    slow = dataclasses.replace(report().exhibits, roofs=Roofs(10.0, 10.0))
+    assert "More than 100 %:" in page(report(exhibits=slow)).text
+    fast = dataclasses.replace(report().exhibits, roofs=Roofs(1e15, 1e15))
+    assert "More than 100 %:" not in page(report(exhibits=fast)).text
 
 
 def test_work_that_has_become_less_stands_beside_dense():
