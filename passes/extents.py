@@ -32,13 +32,16 @@ def parameters_after(graph: Graph, groups: Iterable[ChannelGroup], keep: Keep) -
     return sum(sizes.values())
 
 
-def parameters_per_unit(graph: Graph, group: ChannelGroup) -> float:
-    """How many parameters go with one unit of a group, on average."""
+def per_unit(graph: Graph, group: ChannelGroup, weights: Mapping[int, float] | None = None) -> float:
+    """How many parameters go with one unit of a group, on average.
+
+    weights: how much each value of a parameter counts, by its identity, others not at all; 1 for all when None.
+    """
     tensors = own_tensors(graph)
     owned = [
-        tensors[one.name].numel() * int((one.owner >= 0).sum()) / len(one.owner)
+        x.numel() * int((one.owner >= 0).sum()) / len(one.owner) * (1.0 if weights is None else weights.get(id(x), 0.0))
         for one in group.slices
-        if isinstance(tensors.get(one.name), nn.Parameter)
+        if isinstance(x := tensors.get(one.name), nn.Parameter)
     ]
     return sum(owned) / group.units
 

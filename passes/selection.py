@@ -3,15 +3,17 @@
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
+from compressor.calibrate import measure
 from compressor.channels import ChannelGroup
 from compressor.costs import costs
 from compressor.cut import cut
 from compressor.errors import RecipeError
 from compressor.graph import Graph
-from compressor.passes.extents import Keep, parameters_after, parameters_per_unit
+from compressor.passes.extents import Keep, parameters_after, per_unit
 from compressor.passes.ranking import Ranked, choose_units, least_share
 from compressor.pipeline import Context
 
@@ -46,9 +48,15 @@ class Selection:
         return {name: keep for name, keep in found.items() if not keep.all()}
 
     def _ranked(self, group: ChannelGroup, share: float, target: str) -> Ranked:
-        cost = 1.0 if target == CHANNELS else parameters_per_unit(self.graph, group)
+        cost = 1.0 if target == CHANNELS else per_unit(self.graph, group, self._rows if target != PARAMETERS else None)
         step = self.round_to // math.gcd(self.round_to, _channels_per_unit(group))
         return Ranked(self.scores[group.name], share, cost, _structure(self.graph, group), min(step, group.units))
+
+    @cached_property
+    def _rows(self) -> dict[int, float]:
+        """How often each weight is multiplied by in a call on the example, by its identity."""
+        rows = measure(self.graph, self.graph.sites, self.graph.example).rows
+        return {id(site.weight): float(n) for site, n in rows.items()}
 
     def found(self, target: str, goal: float, context: Context) -> tuple[Keep, tuple[str, ...]]:
         """The choice by shares of channels, or the one that brings another target down to a goal, and notes on it."""

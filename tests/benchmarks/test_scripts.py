@@ -17,6 +17,10 @@ SCRIPTS = {
         ["tiny-gpt2", "--only", "method=finetune,steps=1,batch=2,training=8", "--samples", "2", "--window", "16"],
         "| method=finetune,steps=1,batch=2,training=8 |",
     ),
+    "benchmarks.channels": (
+        ["accuracy", "tiny-resnet", "--only", "channels{amount=0.5,importance=magnitude,refit=false}", "--samples", "8"],
+        "| channels{amount=0.5,importance=magnitude,refit=false} |",
+    ),
     "benchmarks.accuracy": (["tiny-gpt2", "--only", "refit=0", "--samples", "2"], "| refit=0 |"),
 }
 

@@ -236,3 +236,18 @@ def test_what_is_left_can_be_pruned_and_cut_again():
     run_pipeline(graph, map(parse_pass, passes), context(graph))
     assert weight(graph, "0.weight").shape == (4, 8)
     assert int((weight(graph, "0.weight") == 0).sum()) == 16
+
+
+def test_for_operations_a_channel_costs_as_often_as_it_is_computed():
+    def kept(target: str) -> tuple[int, int]:
+        parts = nn.Conv2d(4, 16, 1, bias=False), nn.ReLU(), nn.Conv2d(16, 16, 4, stride=4, bias=False), nn.ReLU()
+        model = nn.Sequential(*parts, nn.Conv2d(16, 16, 1, bias=False), nn.ReLU(), nn.Conv2d(16, 4, 1, bias=False))
+        for one in model.parameters():
+            nn.init.constant_(one, 1.0)
+        graph = graph_of(model, normal(2, 4, 8, 8))
+        remove(graph, f"channels{{amount=0.2,importance=magnitude,refit=false,ranking=global,target={target}}}")
+        return weight(graph, "0.weight").shape[0], weight(graph, "4.weight").shape[0]
+
+    often, seldom = kept("flops")  # 64 positions an image, and 4
+    assert often < seldom == 16
+    assert kept("parameters") != (often, seldom)
