@@ -11,13 +11,14 @@ import torch
 from compressor.calibrate import input_of, measure
 from compressor.driver import open_backend, open_source, resolve, settle
 from compressor.graph import Feeds, Graph
-from compressor.pipeline import Learner, format_pass
+from compressor.pipeline import Learner, Row, format_pass
 from compressor.progress import QUIET, Progress
 from compressor.proof import site_records
 from compressor.recipe import Recipe
 from compressor.report import SiteRecord, as_json
 from compressor.run import check_training, engine_shapes
 from compressor.sites import WeightSite
+from compressor.source import Backend
 
 GEMM = 768  # side of the product that tells how fast this machine is
 SAMPLE = 8  # calibration samples run to tell what all of them take
@@ -74,7 +75,6 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
     engine_shapes(backend, source, recipe, graph)
     rows = [row for one in recipe.passes for row in one.plan(graph)]
     changed = {row.site for row in rows if row.status == "changed"}
-    asked = [row.asked for row in rows if row.asked]
     sites = [dataclasses.replace(site, holds=None, where="") for site in site_records(graph, rows, {})]
     evaluation = source.evaluation(recipe.samples)
     check_training(recipe, source.training)
@@ -96,9 +96,19 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
         cost,
         calibration,
         evaluation.description if evaluation else "nothing: the data has no labels",
-        backend.gain(asked[-1]) if asked else "a dense model: nothing to gain but the runtime itself",
+        _gain(backend, rows),
         "; ".join(one.foretell(graph, source.training(one.training_samples)) for one in learners),
     )
+
+
+def _gain(backend: Backend, rows: Sequence[Row]) -> str:
+    """What the last pattern that is asked for brings, or fewer channels do."""
+    asked = [row.asked for row in rows if row.asked]
+    if asked:
+        return backend.gain(asked[-1])
+    if any(row.shapes for row in rows):
+        return "fewer channels are fewer operations and less memory, whatever the hardware"
+    return "a dense model: nothing to gain but the runtime itself"
 
 
 # *** cost ***

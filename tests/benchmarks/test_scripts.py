@@ -18,8 +18,8 @@ SCRIPTS = {
         "| method=finetune,steps=1,batch=2,training=8 |",
     ),
     "benchmarks.channels": (
-        ["accuracy", "tiny-resnet", "--only", "channels{amount=0.5,importance=magnitude,refit=false}", "--samples", "8"],
-        "| channels{amount=0.5,importance=magnitude,refit=false} |",
+        ["accuracy", "tiny-resnet", "--samples", "8", "--only", "channels{amount=0.5,importance=magnitude}"],
+        "| channels{amount=0.5,importance=magnitude} |",
     ),
     "benchmarks.accuracy": (["tiny-gpt2", "--only", "refit=0", "--samples", "2"], "| refit=0 |"),
 }
