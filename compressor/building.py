@@ -1,13 +1,11 @@
 """`compress build` and `compress bench`: finish an artifact's engine on the host that has the device, and time it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from compressor import finish, onnx_file, proof
+from compressor import finish, proof
 from compressor.artifact import RECIPE
 from compressor.driver import open_source
 from compressor.engine import Engine, EngineBackend
@@ -90,7 +88,7 @@ def bench(folder: str | Path) -> Bench:
     folder = Path(folder)
     recipe = Recipe.read(folder)
     backend = _engine_backend(recipe)
-    workloads = _inputs(finish.read_reference(folder)) or _workloads(recipe, folder)
+    workloads = _inputs(finish.read_reference(folder)) or _workloads(recipe)
     other, missing = finish.stand_in(folder, threads=1)
     try:
         rows = finish.time_engines(backend, folder, workloads, other)
@@ -120,21 +118,9 @@ def _inputs(reference: Mapping[str, tuple[Feeds, Feeds]]) -> dict[str, Feeds]:
     return {name: feeds for name, (feeds, _) in reference.items()}
 
 
-def _workloads(recipe: Recipe, folder: Path) -> Mapping[str, Feeds]:
-    """What is timed of the model, as the written file takes it: its caches may have lost heads."""
-    sizes = {name: shape for name, (shape, _) in onnx_file.inputs(folder / onnx_file.MODEL_FILE).items()}
+def _workloads(recipe: Recipe) -> Mapping[str, Feeds]:
     workloads = open_source(None, recipe).workloads()
-    return {
-        name: {port: _narrowed(x, sizes.get(port, ())) for port, x in proof.in_dtype(feeds, recipe.dtype).items()}
-        for name, feeds in workloads.items()
-    }
-
-
-def _narrowed(x: Tensor, sizes: Sequence[int | str]) -> Tensor:
-    """The first positions of each axis whose length is fixed; which ones they are takes no time more or less."""
-    for axis, size in enumerate(sizes):
-        x = x.narrow(axis, 0, size) if isinstance(size, int) else x
-    return x.contiguous()
+    return {name: proof.in_dtype(feeds, recipe.dtype) for name, feeds in workloads.items()}
 
 
 def _alone(name: str, run: Run, workloads: Mapping[str, Feeds]) -> tuple[Comparison, ...]:

@@ -1,8 +1,8 @@
-"""A language model without half of its heads, from the command to the file: caches, tokens, costs, times."""
+"""A language model without half of its heads, from the recipe to the file: caches, tokens, costs."""
 
 import pytest
 
-from compressor import building, driver
+from compressor import driver
 from compressor.onnx_file import inputs
 
 pytestmark = pytest.mark.slow
@@ -36,10 +36,3 @@ def test_the_report_tells_shapes_and_costs_beside_dense(smaller):
     assert prefill.compressed.flops < 0.7 * prefill.dense.flops
     assert prefill.compressed.parameters == report.sizes.parameters < prefill.dense.parameters
     assert prefill.compressed.peak_bytes < prefill.dense.peak_bytes
-
-
-def test_it_is_timed_with_caches_of_its_own_size(smaller, monkeypatch):
-    folder, _ = smaller
-    compare = building.compare
-    monkeypatch.setattr(building, "compare", lambda *args: compare(*args, seconds=0.01, rounds=(4, 4)))
-    assert [row.workload for row in building.bench(folder).latency] == ["prefill 128", "decode at 128"]
