@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from compressor.recipe import Recipe
     from compressor.report import Report
     from compressor.sweeping.run import sweep
+    from compressor.weighing import sensitivity
 
-__all__ = ["Model", "Recipe", "Report", "UserError", "export", "inspect", "plan", "sweep"]
+__all__ = ["Model", "Recipe", "Report", "UserError", "export", "inspect", "plan", "sensitivity", "sweep"]
 
 _HOMES = {
     "Model": "compressor.models.python",
@@ -31,6 +32,7 @@ _HOMES = {
     "export": "compressor.driver",
     "inspect": "compressor.inspection",
     "plan": "compressor.planning",
+    "sensitivity": "compressor.weighing",
     "sweep": "compressor.sweeping.run",
 }
 

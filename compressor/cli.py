@@ -120,6 +120,16 @@ def plan(recipe: "Recipe", json: Json = False, quiet: Quiet = False, verbose: Ve
 
 
 @app.command()
+@takes_recipe
+def sensitivity(recipe: "Recipe", json: Json = False, quiet: Quiet = False) -> None:
+    """Say what zeros cost in each weight, by gradients; touch none."""
+    from compressor import progress, terminal, weighing
+
+    found = weighing.sensitivity(None, recipe, progress=progress.choose(quiet))
+    _print(found, json, quiet, lambda console: terminal.show_weighing(found, console))
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An artifact's folder, an ONNX file, or any model.")],
     trust_remote_code: RemoteCode = False,

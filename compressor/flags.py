@@ -56,7 +56,9 @@ FLAGS = (
     Flag("sparsify", "targets", list[str], "Glob over weight names; repeatable. Default: all but stem, head and tied."),
     Flag("sparsify", "ignore", list[str], "Glob over weight names to leave dense; may be repeated."),
     Flag("sparsify", "scope", str, "Of a ratio: site (each alone), loss (more where it costs less), global or auto."),
+    Flag("sparsify", "dense", float, "Of N:M: share of weights that may stay dense, where the pattern costs most."),
     Flag("sparsify", "refit", int, "Conjugate-gradient steps on the kept weights; 0 switches them off."),
+    Flag("sparsify", "loss_refit", int, "Such steps by what errors do to the model's loss; 20 do."),
     Flag("sparsify", "bias", bool, "Refit each bias with its weights.", names=("--bias/--no-bias",)),
     Flag("sparsify", "match", str, "What outputs are fitted to: pruned, dense, or auto (held-out samples decide)."),
     Flag("sparsify", "reconstruct", int, "Steps of Adam on each block's kept weights; 0 switches them off."),
@@ -150,6 +152,10 @@ FLAGS = (
     Flag(
         RECIPE, "max_drop", str,
         "Fail when the artifact scores worse than dense by more: 1% (of perplexity) or points of top-1.",
+    ),
+    Flag(
+        RECIPE, "back_off", bool, "Make weights dense again that hurt most, until --max-drop holds.",
+        names=("--back-off/--no-back-off",),
     ),
     Flag(RECIPE, "samples", int, "Held-out samples to score."),
     Flag(RECIPE, "window", int, "Tokens per text sample."),

@@ -130,6 +130,29 @@ class Learner(Protocol):
         """How much it would train, and how long that takes on this machine; touches no weight."""
 
 
+@dataclass(frozen=True)
+class SiteLoss:
+    """What zeros in one site cost the model's loss, were it the only one that has any.
+
+    size: its weights. shares, losses: the curve. pattern: what the recipe gives it, or "dense"; loss: what that costs.
+    """
+
+    site: str
+    size: int
+    shares: tuple[float, ...]
+    losses: tuple[float, ...]
+    pattern: str
+    loss: float
+
+
+@runtime_checkable
+class Weigher(Protocol):
+    """What a pass offers besides when it can tell what it costs before it is run."""
+
+    def weigh(self, graph: Graph, context: Context) -> list[SiteLoss]:
+        """Of each site that it would change; touches no weight."""
+
+
 Observer = Callable[[int, str, Graph], None]  # (stage number, its name, the graph after it)
 
 

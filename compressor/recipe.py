@@ -65,6 +65,7 @@ class Recipe:
     samples: how many held-out samples are scored.
     max_drop: how much worse the artifact's score may be than the dense model's: percent of the perplexity, or
         percentage points of top-1; None accepts any.
+    back_off: whether sites that hurt most are made dense again until the score is within max_drop.
     allow_partial: whether sites that were named but refused leave the verdict alone.
     seed: chooses sampled positions and masked tokens.
     """
@@ -78,6 +79,7 @@ class Recipe:
     window: int = 256
     samples: int = 128
     max_drop: float | None = None
+    back_off: bool = False
     allow_partial: bool = False
     seed: int = 0
     trust_remote_code: bool = False

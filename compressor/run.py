@@ -19,6 +19,7 @@ from torch import Tensor
 
 from compressor import debugging, finish, proof
 from compressor.artifact import folder_size
+from compressor.back_off import back_off, check_back_off
 from compressor.cache import Cache
 from compressor.costs import CostChange, Costs, costs_of
 from compressor.engine import Engine, EngineBackend
@@ -91,7 +92,7 @@ class Export:
         dense = self._score_dense(evaluation, graph)
         gallery = self._gallery(graph)
         twin = self._build_twin(graph, folder)
-        outcomes = self._run_passes(graph)
+        outcomes = self._run_passes(graph, evaluation, dense)
         # Rounding, which runtimes do in their kernels, is operators of its own in the graph: shapes alone count.
         own_costs = dense_costs if _shapes(graph) == dense_shapes else self._costs(graph)
         compressed = self._score("score the compressed model", evaluation, graph.run)
@@ -115,6 +116,7 @@ class Export:
 
     def _evaluation(self) -> Evaluation | None:
         evaluation = self.source.evaluation(self.recipe.samples)
+        check_back_off(self.recipe)
         if evaluation is None and self.recipe.max_drop is not None:
             raise RecipeError(
                 "max_drop needs something to score",
@@ -152,8 +154,9 @@ class Export:
             self.backend.build(self._in_dtype(graph), twin)
         return twin
 
-    def _run_passes(self, graph: Graph) -> list[Outcome]:
-        dense = graph.copy() if any(one.needs_dense for one in self.recipe.passes) else None
+    def _run_passes(self, graph: Graph, evaluation: Evaluation | None, score: Score | None) -> list[Outcome]:
+        is_needed = self.recipe.back_off or any(one.needs_dense for one in self.recipe.passes)
+        dense = graph.copy() if is_needed else None
         context = Context(
             calibration=self._calibrate,
             seed=self.recipe.seed,
@@ -167,6 +170,8 @@ class Export:
         )
         with self._stage("run the passes"):
             outcomes = run_pipeline(graph, self.recipe.passes, context, self.observers)
+        if self.recipe.back_off and dense and evaluation and score:
+            outcomes = self._back_off(graph, dense, outcomes, context, evaluation, score)
         gc.collect()
         return outcomes
 
@@ -177,6 +182,23 @@ class Export:
             self.backend.build(graph, Path(folder))
             run = self.backend.open(Path(folder), threads=1)
             return compare({"": run}, name, graph.adapt(feeds), seconds=1.0).latency[""].p50
+
+    def _back_off(
+        self,
+        graph: Graph,
+        dense: Graph,
+        outcomes: list[Outcome],
+        context: Context,
+        evaluation: Evaluation,
+        score: Score,
+    ) -> list[Outcome]:
+        assert self.recipe.max_drop is not None, "check_back_off refuses"
+        unit = "points" if score.higher_is_better else "%"
+        with self._stage("back off"):
+            return back_off(
+                graph, dense, outcomes, context,
+                lambda: score_drop(score, evaluation.score(graph.run))[0], self.recipe.max_drop, unit,
+            )  # fmt: skip
 
     def _calibrate(self, n: int) -> Sequence[Feeds]:
         batches = self.source.calibration(n)

@@ -28,12 +28,21 @@ SAMPLES = 64
 
 @dataclass
 class Sensitivity:
-    """rows: squared gradients of the loss by each output channel (groups, m), summed over the outputs that one term of
-    the loss has (a token, an image). statistics: of what the site reads in the dense model.
+    """Of one site, over the outputs that belong to one term of the loss (a token, an image).
+
+    rows: squared gradients of the loss by each output channel (groups, m). F: their products by pairs (groups, m, m),
+    whose diagonal is rows; None unless asked for. statistics: of what the site reads in the dense model.
     """
 
     rows: Tensor
+    F: Tensor | None
     statistics: Statistics
+
+    def add(self, g: Tensor) -> None:
+        """Add gradients (groups, n, m)."""
+        self.rows += g.square().sum(1)
+        if self.F is not None:
+            self.F.baddbmm_(g.mT, g)
 
 
 def sensitivities(
@@ -44,27 +53,37 @@ def sensitivities(
     seed: int,
     is_logits: bool,
     progress: Progress,
+    by_pairs: bool = False,
 ) -> dict[WeightSite, Sensitivity]:
     """Run the dense model forwards and back on the first SAMPLES samples.
 
     is_logits: whether the last axis of the scored output holds the logits of classes. seed: draws classes or noise, and
-    the positions sampled from convolutions' inputs.
+    the positions sampled from convolutions' inputs. by_pairs: whether outputs are told by pairs.
     """
     batches = _first(batches, SAMPLES)
     machine, generator = Machine(graph.module), torch.Generator().manual_seed(seed)
     statistics = empty_statistics(sites, cross=False)
-    rows = {site: torch.zeros(site.groups, site.m // site.groups, device=site.weight.device) for site in sites}
+    found = {site: _nothing(site, statistics[site], by_pairs) for site in sites}
     n_terms = 0
     with progress.task("gradients", total=len(batches)) as step:
         for batch in batches:
             values = placed(graph, batch)
             seen, output = _run(graph, machine, sites, values)
             n_terms += output[..., 0].numel()
-            _add_gradients(rows, seen, _probed(output, is_logits, generator))
+            _add_gradients(found, seen, _probed(output, is_logits, generator))
             with torch.no_grad():
                 gather(statistics, seen, seen, len(batches), generator)
             step()
-    return {site: Sensitivity(rows[site] / n_terms, statistics[site]) for site in sites}
+    for one in found.values():
+        one.rows /= n_terms
+        if one.F is not None:
+            one.F /= n_terms
+    return found
+
+
+def _nothing(site: WeightSite, statistics: Statistics, by_pairs: bool) -> Sensitivity:
+    rows = torch.zeros(site.groups, site.m // site.groups, device=site.weight.device)
+    return Sensitivity(rows, torch.diag_embed(rows) if by_pairs else None, statistics)
 
 
 def _first(batches: Sequence[Feeds], n: int) -> Sequence[Feeds]:
@@ -102,9 +121,9 @@ def _probed(output: Tensor, is_logits: bool, generator: torch.Generator) -> Tens
     return (y * noise).sum() / energy.sqrt().clamp_min(torch.finfo(y.dtype).tiny)
 
 
-def _add_gradients(rows: dict[WeightSite, Tensor], seen: Values, loss: Tensor) -> None:
-    uses = [(site, use) for site in rows for use in site.uses]
+def _add_gradients(found: dict[WeightSite, Sensitivity], seen: Values, loss: Tensor) -> None:
+    uses = [(site, use) for site in found for use in site.uses]
     outputs: list[Tensor] = [seen[use.node] for _, use in uses]
     for (site, use), g in zip(uses, torch.autograd.grad(loss, outputs, allow_unused=True), strict=True):
         if g is not None:
-            rows[site] += site.outputs(use, g).float().square().sum(1)
+            found[site].add(site.outputs(use, g).float())

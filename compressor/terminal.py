@@ -20,9 +20,11 @@ from compressor.latency import Comparison, Latency
 from compressor.layout import facts as _facts
 from compressor.layout import table as _table
 from compressor.page import Page
+from compressor.pipeline import SiteLoss
 from compressor.planning import Plan
 from compressor.report import Promise, Report, Scores, SiteRecord
 from compressor.units import human_bytes, human_count, human_seconds
+from compressor.weighing import Weighing
 
 MARK = {True: ("yes", "green"), False: ("NO", "bold red")}
 
@@ -92,6 +94,24 @@ def show_plan(plan: Plan, console: Console, verbose: bool = False) -> None:
     facts.add_row("scored on", plan.evaluation)
     facts.add_row(plan.backend, plan.gain)
     console.print(facts)
+
+
+def show_weighing(found: Weighing, console: Console) -> None:
+    """The curve of each site, what the recipe gives it, and what that costs."""
+    console.print(Text(f"{found.model}: {found.origin}", style="bold"))
+    console.print(Text(found.recipe, style="dim"))
+    shares = found.sites[0].shares
+    shown = [at for at, share in enumerate(shares) if share in (0.5, 0.7, 0.9)]
+    table = _table("weight", *(f"{shares[at]:.0%}" for at in shown), "given", "cost")
+    for one in found.sites:
+        curve = (f"{one.losses[at]:.1e}" for at in shown)
+        table.add_row(one.site.removesuffix(".weight"), *curve, _given(one), f"{one.loss:.1e}")
+    console.print(table)
+    console.print(f"costs: {found.unit} from the dense model, each weight alone; by {found.calibration}")
+
+
+def _given(one: SiteLoss) -> str:
+    return one.pattern if ":" in one.pattern or one.pattern == "dense" else f"{float(one.pattern):.0%}"
 
 
 def show_inspection(found: Inspection, console: Console, verbose: bool = False) -> None:

@@ -13,8 +13,9 @@ from itertools import pairwise
 from torch import Tensor
 
 from compressor.passes.damping import dampen
-from compressor.passes.masks import ratio_keep
+from compressor.passes.masks import nm_keep, ratio_keep
 from compressor.passes.refit import conjugate_gradients, squared_error
+from compressor.pattern import NM, Pattern
 
 SHARES = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Where a curve is measured. No more than the last is ever removed from a matrix."""
@@ -45,20 +46,31 @@ class Curve:
         return math.exp(y0 + (math.log(share) - x0) / (x1 - x0) * (y1 - y0))
 
 
-def measure_curve(W: Tensor, H: Tensor, rows: Tensor, lam: float) -> Curve:
-    """What removing each of SHARES of the weights W (m, d) costs, refitted, for inputs of Gram matrix H (d, d).
+def measure_losses(W: Tensor, H: Tensor, rows: Tensor, lam: float, patterns: Sequence[Pattern]) -> list[float]:
+    """What each pattern of the weights W (m, d) costs, refitted, for inputs of Gram matrix H (d, d).
 
     rows: how much a squared change of each output costs (m,). lam: damping. What goes first is what Wanda ranks lowest.
+    Each pattern starts from the one before it.
     """
     damped = dampen(H, lam)
     B = W * rows.sqrt()[:, None]  # (m, d) changes of its outputs cost the same in every row
     score = B.abs() * damped.diagonal().sqrt()
     V, losses = B, []
-    for share in SHARES:
-        keep = ratio_keep(score, share)
+    for one in patterns:
+        keep = nm_keep(score, one.n, one.m) if isinstance(one, NM) else ratio_keep(score, one.sparsity)
         V = conjugate_gradients(V, keep, B, damped, STEPS)
         losses.append(squared_error(V, B, H) / 2)
-    return Curve(W.numel(), tuple(losses))
+    return losses
+
+
+def choose_dense(sizes: Sequence[int], losses: Sequence[float], share: float) -> list[bool]:
+    """Which matrices stay dense: those that cost most for each weight, while they fit into a share of all."""
+    left, chosen = share * sum(sizes), [False] * len(sizes)
+    for at in sorted(range(len(sizes)), key=lambda at: (-losses[at] / sizes[at], at)):
+        if sizes[at] <= left:
+            left -= sizes[at]
+            chosen[at] = True
+    return chosen
 
 
 def divide(curves: Sequence[Curve], share: float) -> list[float]:

@@ -15,10 +15,11 @@ from compressor.passes.damping import choose_lambda, dampen
 from compressor.passes.methods import method_of
 from compressor.passes.offset import centre, centre_cross, mean_output
 from compressor.passes.reconstruct import reconstruct
-from compressor.passes.refit import conjugate_gradients, squared_error
+from compressor.passes.refit import conjugate_gradients, gradients_of_both, squared_error
 from compressor.passes.targets import dense_target
 from compressor.passes.trials import best_of
 from compressor.pattern import Pattern
+from compressor.sensitivity import Sensitivity
 from compressor.sites import WeightSite
 from compressor.statistics import Statistics
 
@@ -30,20 +31,24 @@ Numbers = dict[str, float]  # of a row, by name
 COLUMNS_PER_ROW = 64
 """With fewer rows than columns damping takes over, and works with half as many; far below, nothing is known."""
 
+FELT_DAMPING = 0.3
+"""Share of the mean sensitivity that is added to that of each output. A saturated unit has hardly any, but only while
+its changes are small: what gradients feel must not be bought with outputs that are altogether different."""
+
 
 @dataclass(frozen=True)
 class BlockSolver:
     """How the sites of a block are solved.
 
     options: of the pass. patterns: what each site's weight is to take. keeps: masks (groups, m, d) that were chosen
-    beforehand, for the sites that have one. rows: what a squared change of each output costs (groups, m), for the sites
-    where that is known; it tells weights of one row from those of another.
+    beforehand, for the sites that have one. felt: how the model's loss feels each output, for the sites where that is
+    known; it tells weights of one row from those of another.
     """
 
     options: "Sparsify"
     patterns: Mapping[WeightSite, Pattern]
     keeps: Mapping[WeightSite, Tensor]
-    rows: Mapping[WeightSite, Tensor] = field(default_factory=dict)
+    felt: Mapping[WeightSite, Sensitivity] = field(default_factory=dict)
 
     def solve(self, block: Block) -> dict[WeightSite, Numbers]:
         """Write the weights of a block's sites; returns the numbers of their rows."""
@@ -91,14 +96,27 @@ class BlockSolver:
         solve = method_of(self.options.method, self.options.iterations)
         pattern, solved = self.patterns[site], []
         scale = (
-            self.rows[site].sqrt()[:, :, None] if site in self.rows else torch.ones_like(T[:, :, :1])
+            self.felt[site].rows.sqrt()[:, :, None] if site in self.felt else torch.ones_like(T[:, :, :1])
         )  # (groups, m, 1)
         T = T * scale
         for g, (T_g, H_g) in enumerate(zip(T, damped, strict=True)):
             keep = self.keeps[site][g] if site in self.keeps else None
             V_g, keep = solve(T_g, H_g, pattern) if keep is None else (T_g * keep, keep)
             solved.append(conjugate_gradients(V_g, keep, T_g, H_g, self.options.refit))
-        return torch.stack(solved) / scale
+        V = torch.stack(solved) / scale
+        return self._refit_to_loss(site, V, T / scale, damped) if self.options.loss_refit else V
+
+    def _refit_to_loss(self, site: WeightSite, V: Tensor, T: Tensor, damped: list[Tensor]) -> Tensor:
+        F = self.felt[site].F
+        assert F is not None
+        groups = zip(V, V != 0, T, damped, map(_trusted, F), strict=True)
+        return torch.stack([gradients_of_both(*group, self.options.loss_refit) for group in groups])
+
+
+def _trusted(F: Tensor) -> Tensor:
+    """F + FELT_DAMPING * mean(diag F) * I; I where nothing is felt."""
+    mean = F.diagonal().mean()
+    return F + FELT_DAMPING * torch.where(mean > 0, mean, 1.0) * torch.eye(len(F), device=F.device)
 
 
 def _check_rows(site: WeightSite, n: int) -> None:

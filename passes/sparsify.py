@@ -1,7 +1,7 @@
 """The pass `sparsify`: weights to zero along the contracted axis, the kept ones refitted to the layer's outputs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,10 +14,10 @@ from compressor.graph import Graph
 from compressor.passes.allocate import SHARES
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
-from compressor.passes.shares import divided
+from compressor.passes.shares import Weighed, check_budget, divided, feel, weigh, within_budget
 from compressor.passes.solve import BlockSolver, Numbers
 from compressor.pattern import NM, Pattern, Ratio, parse_pattern
-from compressor.pipeline import Context, Outcome, Row, choose, in_order
+from compressor.pipeline import Context, Outcome, Row, SiteLoss, choose, in_order
 from compressor.registry import unknown
 from compressor.sites import WeightSite
 
@@ -39,7 +39,11 @@ class Sparsify:
         across sites, and so serves magnitude only; "loss" measures what each site's zeros do to the loss of the dense
         model, by gradients on calibration data, and takes more where it costs less. "auto": by loss where there is a
         ratio that this can serve, else each site alone.
+    dense: of an N:M pattern, the share of the named weights that may stay dense: those that it costs most, measured as
+        for scope=loss.
     refit: conjugate-gradient steps on the kept weights after the mask is chosen (0 switches it off).
+    loss_refit: conjugate-gradient steps after these that lower not the error of a site's outputs but what it does to
+        the loss of the model, as the Kronecker-factored Fisher information tells (Martens & Grosse 2015).
     bias: whether the bias of a site is refitted with its weights, which are then chosen by what their inputs vary and
         not by their means. Where a batch normalization reads the site, its running mean stands for the bias; a site
         that has neither keeps its means.
@@ -60,7 +64,9 @@ class Sparsify:
     method: str = "sparsegpt"
     iterations: int = 24
     scope: str = "site"
+    dense: float = 0.0
     refit: int = 10
+    loss_refit: int = 0
     bias: bool = False
     match: str = "pruned"
     damping: float = 0.0
@@ -78,9 +84,13 @@ class Sparsify:
         if self.match not in MATCHES:
             raise unknown("match", self.match, MATCHES)
         self._check_scope()
-        if min(self.refit, self.damping, self.reconstruct) < 0 or min(self.samples, self.iterations) < 1:
+        self._check_dense()
+        if (
+            min(self.refit, self.loss_refit, self.damping, self.reconstruct) < 0
+            or min(self.samples, self.iterations) < 1
+        ):
             raise RecipeError(
-                "refit, damping and reconstruct cannot be negative, and samples and iterations must be at least 1"
+                "refit, loss_refit, damping and reconstruct cannot be negative; samples and iterations are at least 1"
             )
 
     @property
@@ -111,20 +121,42 @@ class Sparsify:
                 hint=f"--sparsity {SHARES[-1]}, or scope=site",
             )
 
+    def _check_dense(self) -> None:
+        if not 0 <= self.dense < 1:
+            raise RecipeError(f"dense cannot be {self.dense}", hint="--dense 0.1 keeps a tenth of the weights dense")
+        if self.dense and not isinstance(self._pattern, NM):
+            raise RecipeError(
+                f"dense needs an N:M pattern, not {self.pattern}",
+                found="a ratio is divided without it",
+                hint="--scope loss, or --sparsity 2:4",
+            )
+
     @property
     def _pattern(self) -> Pattern:
         return parse_pattern(self.pattern)
 
     @property
+    def _is_weighed(self) -> bool:
+        """Whether sites are told apart by what their zeros cost."""
+        return self._scope == "loss" or self.dense > 0
+
+    @property
+    def _is_felt(self) -> bool:
+        """Whether it is asked how the loss feels outputs."""
+        return self._is_weighed or self.loss_refit > 0
+
+    @property
     def needs_data(self) -> bool:
         """Magnitude without refit or bias reads the weights alone."""
-        return self.method != "magnitude" or self.refit > 0 or self.bias or self._scope == "loss"
+        return self.method != "magnitude" or self.refit > 0 or self.bias or self._is_felt
 
     def plan(self, graph: Graph) -> list[Row]:
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)
         for site in named:
             reason = refusal(site, self._pattern)
             rows.append(Row(site.name, "refused" if reason else "changed", reason, asked=self.pattern))
+        if self.dense:
+            check_budget([site for site in named if not refusal(site, self._pattern)], self.dense)
         return in_order(
             rows, graph, f"no site can take {self.pattern}", "compress plan MODEL --sparsity 0.5, or other --targets"
         )
@@ -133,8 +165,8 @@ class Sparsify:
         rows = {row.site: row for row in self.plan(graph)}
         sites = [site for site in graph.sites if rows[site.name].status == "changed"]
         keeps = self._global_keeps(sites) if self.scope == "global" else {}
-        if self._scope == "loss":
-            solved = self._by_loss(graph, sites, context)
+        if self._is_felt:
+            solved = self._by_loss(graph, sites, keeps, context)
         elif self.needs_data:
             solved = self._with_data(
                 graph, sites, BlockSolver(self, dict.fromkeys(sites, self._pattern), keeps), context
@@ -143,7 +175,18 @@ class Sparsify:
             solved = {site: self._mask(site, keeps.get(site)) for site in sites}
         for site, numbers in solved.items():
             rows[site.name] = dataclasses.replace(rows[site.name], numbers=numbers)
+        for site in sites:
+            if site not in solved:
+                rows[site.name] = Row(site.name, "left", f"among the {self.dense:.0%} that {self.pattern} costs most")
         return Outcome(tuple(rows.values()))
+
+    def weigh(self, graph: Graph, context: Context) -> list[SiteLoss]:
+        changed = {row.site for row in self.plan(graph) if row.status == "changed"}
+        sites = [site for site in graph.sites if site.name in changed]
+        felt = feel(graph, sites, self.samples, context, by_pairs=False)
+        weighed = weigh(felt, self._pattern)
+        given = self._divided(weighed) if self._is_weighed else dict.fromkeys(sites, self._pattern)
+        return [_site_loss(site, one, given.get(site)) for site, one in weighed.items()]
 
     def ensures(self, graph: Graph, outcome: Outcome) -> None:
         changed = {row.site: row for row in outcome.of("changed")}
@@ -156,12 +199,26 @@ class Sparsify:
         if isinstance(self._pattern, Ratio):
             _ensure_zeros(None if self._scope == "site" else sites, sites, self._pattern.sparsity)
 
-    def _by_loss(self, graph: Graph, sites: Sequence[WeightSite], context: Context) -> dict[WeightSite, Numbers]:
-        assert isinstance(self._pattern, Ratio)
-        shares = divided(graph, sites, self._pattern.sparsity, self.samples, context)
-        solver = BlockSolver(self, shares.patterns, {}, shares.rows)
-        solved = self._with_data(graph, sites, solver, context)
-        return {site: numbers | {"foretold_loss": shares.loss(site)} for site, numbers in solved.items()}
+    def _by_loss(
+        self, graph: Graph, sites: Sequence[WeightSite], keeps: dict[WeightSite, Tensor], context: Context
+    ) -> dict[WeightSite, Numbers]:
+        """The numbers of the sites that are pruned; the others stay dense."""
+        felt = feel(graph, sites, self.samples, context, by_pairs=self.loss_refit > 0)
+        if not self._is_weighed:
+            return self._with_data(
+                graph, sites, BlockSolver(self, dict.fromkeys(sites, self._pattern), keeps, felt), context
+            )
+        weighed = weigh(felt, self._pattern)
+        patterns = self._divided(weighed)
+        solved = self._with_data(graph, list(patterns), BlockSolver(self, patterns, keeps, felt), context)
+        return {
+            site: numbers | {"foretold_loss": _loss(weighed[site], patterns[site])} for site, numbers in solved.items()
+        }
+
+    def _divided(self, weighed: Mapping[WeightSite, Weighed]) -> dict[WeightSite, Pattern]:
+        if isinstance(self._pattern, NM):
+            return within_budget(weighed, self._pattern, self.dense)
+        return divided(weighed, self._pattern.sparsity)
 
     def _with_data(
         self, graph: Graph, sites: Sequence[WeightSite], solver: BlockSolver, context: Context
@@ -201,6 +258,15 @@ def refusal(site: WeightSite, pattern: Pattern) -> str:
     if isinstance(pattern, NM) and site.K % pattern.m:
         return f"its contracted axis has length {site.K}, not a multiple of {pattern.m}"
     return ""
+
+
+def _loss(weighed: Weighed, pattern: Pattern) -> float:
+    return weighed.asked if isinstance(pattern, NM) else weighed.curve.at(pattern.sparsity)
+
+
+def _site_loss(site: WeightSite, weighed: Weighed, pattern: Pattern | None) -> SiteLoss:
+    given, loss = (str(pattern), _loss(weighed, pattern)) if pattern else ("dense", 0.0)
+    return SiteLoss(site.name, weighed.curve.size, SHARES, weighed.curve.losses, given, loss)
 
 
 def _ensure_groups(site: WeightSite, pattern: NM) -> None:

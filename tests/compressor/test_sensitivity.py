@@ -55,6 +55,18 @@ def test_a_small_change_of_one_output_costs_half_its_square_times_the_sensitivit
         assert float(foretold) == pytest.approx(float(measured), rel=0.15)
 
 
+def test_by_pairs_the_diagonal_is_the_same_and_logits_that_make_up_for_each_other_cost_nothing():
+    fc = nn.Linear(5, 3)
+    x = normal(500, 5)
+    graph = graph_of(fc, x)
+    one = sensitivities(
+        graph, graph.sites, [{"x0": x}], seed=0, is_logits=True, progress=QUIET, by_pairs=True
+    )[graph.sites[0]]  # fmt: skip
+    assert one.F is not None
+    assert torch.allclose(one.F[0].diagonal(), one.rows[0])
+    assert one.F[0].sum(1).abs().max() < 1e-5  # a constant on all logits changes no class
+
+
 def test_outputs_that_are_no_logits_are_probed_for_their_squared_error():
     fc = nn.Linear(4, 1, bias=False)
     x = normal(3000, 4)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.passes.allocate import SHARES, Curve, divide, measure_curve
+from compressor.passes.allocate import SHARES, Curve, choose_dense, divide, measure_losses
+from compressor.pattern import NM, Ratio
 from tests.compressor.tiny import normal
 
 cubes = tuple(share**3 for share in SHARES)
@@ -59,22 +60,26 @@ def test_a_curve_passes_through_what_was_measured_and_starts_at_nothing():
 
 def test_of_uncorrelated_inputs_a_curve_is_half_the_energy_of_the_least_weights():
     W, H = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0, 10.0]]), torch.eye(5)
-    found = measure_curve(W, H, torch.ones(2), 0.01)
-    assert found.size == 10
-    assert found.losses[SHARES.index(0.2)] == pytest.approx((1 + 4) / 2)
-    assert found.losses[SHARES.index(0.5)] == pytest.approx((1 + 4 + 9 + 16 + 25) / 2)
+    patterns = [Ratio(0.2), Ratio(0.5), NM(2, 5)]
+    found = measure_losses(W, H, torch.ones(2), 0.01, patterns)
+    assert found == pytest.approx([(1 + 4) / 2, (1 + 4 + 9 + 16 + 25) / 2, (1 + 4 + 9 + 36 + 49 + 64) / 2])
 
 
 def test_weights_of_outputs_that_cost_nothing_go_first():
     W, H = torch.ones(2, 10), torch.eye(10)
-    found = measure_curve(W, H, torch.tensor([1.0, 1e-6]), 0.01)
-    assert found.losses[SHARES.index(0.5)] == pytest.approx(5e-6)
+    assert measure_losses(W, H, torch.tensor([1.0, 1e-6]), 0.01, [Ratio(0.5)]) == pytest.approx([5e-6])
 
 
 def test_what_correlated_inputs_make_up_for_costs_nothing():
     X = normal(200, 5).repeat(1, 2)  # every channel twice
     W = torch.cat([normal(3, 5), 0.1 * normal(3, 5, seed=1)], 1)
     dropped = torch.cat([torch.zeros(3, 5), W[:, 5:]], 1) @ X.T
-    assert measure_curve(W, X.T @ X / 200, torch.ones(3), 0.01).losses[SHARES.index(0.5)] < (
-        0.3 * float(dropped.square().sum()) / 200 / 2
-    )
+    [loss] = measure_losses(W, X.T @ X / 200, torch.ones(3), 0.01, [Ratio(0.5)])
+    assert loss < 0.3 * float(dropped.square().sum()) / 200 / 2
+
+
+def test_what_costs_most_for_each_weight_stays_dense_while_it_fits():
+    assert choose_dense([10, 10, 80], [5.0, 9.0, 80.0], 0.2) == [True, True, False]
+    assert choose_dense([10, 10, 80], [5.0, 9.0, 80.0], 0.1) == [False, True, False]
+    assert choose_dense([10, 10, 80], [5.0, 9.0, 80.0], 0.8) == [False, False, True]
+    assert choose_dense([10, 10], [1.0, 1.0], 0.5) == [True, False]

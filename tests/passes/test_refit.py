@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from compressor.passes.damping import dampen
 from compressor.passes.masks import nm_keep, ratio_keep
-from compressor.passes.refit import conjugate_gradients, relative_error, squared_error
+from compressor.passes.refit import conjugate_gradients, gradients_of_both, relative_error, squared_error
 from compressor.passes.sparsegpt import sparsegpt
 from compressor.pattern import NM
 from tests.passes.reference import layer, least_squares, normal
@@ -110,3 +110,41 @@ def test_relative_error_is_one_for_zeros_and_zero_for_a_silent_layer():
     assert relative_error(torch.zeros_like(W), W, H) == 1
     assert relative_error(W, W, H) == 0
     assert relative_error(W, torch.zeros_like(W), H) == 0
+
+
+# *** to the loss ***
+
+
+def felt_problem(m=5, d=6, seed=0):
+    W, H, keep = problem(m, d, seed)
+    G = normal(40, m, seed=seed + 1)
+    return W.double(), H.double(), keep, dampen(G.T @ G / 40, 0.05).double()
+
+
+def felt_error(V, W, H, F):
+    return float((F @ (V - W) @ H * (V - W)).sum())
+
+
+def test_many_steps_reach_the_exact_optimum_over_all_kept_weights_of_all_rows():
+    W, H, keep, F = felt_problem()
+    V = gradients_of_both(torch.zeros_like(W), keep, W, H, F, 200)
+    K = torch.kron(F, H)  # the error is vec(V - W)^T K vec(V - W), row after row
+    at = keep.flatten().nonzero().squeeze(1)
+    exact = torch.zeros(W.numel(), dtype=torch.float64)
+    exact[at] = torch.linalg.solve(K[at][:, at], K[at] @ W.flatten())
+    torch.testing.assert_close(V, exact.view_as(W), rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 30), st.integers(0, 10**6))
+def test_the_felt_error_never_rises_and_zeros_stay_zero(iters, seed):
+    W, H, keep, F = felt_problem(seed=seed)
+    V = gradients_of_both(W * keep, keep, W, H, F, iters)
+    assert not V[~keep].any()
+    assert felt_error(V, W, H, F) <= felt_error(W * keep, W, H, F) * (1 + 1e-9)
+
+
+def test_where_all_outputs_are_felt_alike_the_two_refits_agree():
+    W, H, keep, _ = felt_problem()
+    ours = gradients_of_both(W * keep, keep, W, H, torch.eye(len(W), dtype=torch.float64), 100)
+    torch.testing.assert_close(ours, conjugate_gradients(W * keep, keep, W, H, 100), rtol=1e-8, atol=1e-8)

@@ -62,6 +62,15 @@ LAYERS = {
 }
 
 
+class Sum(nn.Module):
+    def __init__(self, first: nn.Module, second: nn.Module):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) + self.second(x)
+
+
 @cache
 def captured(kind: str) -> tuple[Graph, Tensor]:
     torch.manual_seed(0)
@@ -161,14 +170,17 @@ def test_a_global_ratio_takes_more_from_the_smaller_weights_and_is_exact_over_al
         ("sparsify{pattern=2:4,scope=global,method=magnitude}", "scope=global needs a ratio, not 2:4"),
         ("sparsify{pattern=0.5,scope=global}", "scope=global cannot rank sparsegpt scores"),
         ("sparsify{pattern=2:4,scope=loss}", "scope=loss needs a ratio, not 2:4"),
+        ("sparsify{pattern=2:4,dense=1}", "dense cannot be 1"),
+        ("sparsify{pattern=0.5,dense=0.1}", "dense needs an N:M pattern, not 0.5"),
+        ("sparsify{pattern=2:4,loss_refit=-1}", "cannot be negative"),
         ("sparsify{pattern=0.96,scope=loss}", "scope=loss cannot remove 96.0% of all weights"),
         ("sparsify{pattern=0.5,method=wand}", "unknown method 'wand'"),
         ("sparsify{pattern=0.5,scope=globl}", "unknown scope 'globl'"),
-        ("sparsify{pattern=0.5,refit=-1}", "refit, damping and reconstruct cannot be negative"),
-        ("sparsify{pattern=0.5,reconstruct=-1}", "refit, damping and reconstruct cannot be negative"),
+        ("sparsify{pattern=0.5,refit=-1}", "refit, loss_refit, damping and reconstruct cannot be negative"),
+        ("sparsify{pattern=0.5,reconstruct=-1}", "refit, loss_refit, damping and reconstruct cannot be negative"),
         ("sparsify{pattern=0.5,match=dence}", "unknown match 'dence'"),
-        ("sparsify{pattern=0.5,samples=0}", "samples and iterations must be at least 1"),
-        ("sparsify{pattern=0.5,iterations=0}", "samples and iterations must be at least 1"),
+        ("sparsify{pattern=0.5,samples=0}", "samples and iterations are at least 1"),
+        ("sparsify{pattern=0.5,iterations=0}", "samples and iterations are at least 1"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(text, what):
@@ -210,6 +222,41 @@ def test_ensures_sees_that_a_share_of_all_is_missed():
     graph.sites[0].weight.data[:, :4] = 1
     with pytest.raises(InternalError, match="50% were promised"):
         one.ensures(graph, outcome)
+
+
+def test_what_the_pattern_costs_most_stays_dense_within_its_budget():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 8))
+    for at, scale in ((0, 1.0), (1, 1e-3), (2, 1.0)):
+        model[at].weight.data = normal(*model[at].weight.shape, seed=at) * scale
+    graph = graph_of(nn.Sequential(Sum(model[0], model[1]), model[2]), normal(64, 16))
+    before = model[0].weight.clone()
+    rows = prune(graph, 'sparsify{pattern=2:4,dense=0.5,targets=["0.*"]}')
+    assert torch.equal(model[0].weight, before)
+    assert rows["0.first.weight"].status == "left"
+    assert rows["0.first.weight"].reason == "among the 50% that 2:4 costs most"
+    assert rows["0.second.weight"].status == "changed"
+    assert n_zeros(model[1].weight) == 128
+
+
+def test_a_budget_that_no_weight_fits_into_is_refused_with_the_least():
+    graph = graph_of(nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)), normal(64, 16))
+    with pytest.raises(RecipeError, match=r"no weight fits into dense=0\.2") as caught:
+        parse_pass('sparsify{pattern=2:4,dense=0.2,targets=["*t"]}').plan(graph)
+    assert caught.value.found == "the smallest, 0.weight, is 50.0% of those that are named"
+
+
+def test_weighing_tells_what_each_site_gives_and_touches_none():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8))
+    graph = graph_of(model, normal(64, 16))
+    before = model[0].weight.clone()
+    one = parse_pass('sparsify{pattern=0.5,scope=loss,targets=["*t"]}')
+    found = one.weigh(graph, context(graph))
+    assert torch.equal(model[0].weight, before)
+    assert [site.site for site in found] == ["0.weight", "1.weight"]
+    assert all(sorted(site.losses) == list(site.losses) for site in found)
+    given = sum(site.size * float(site.pattern) for site in found)
+    assert given == pytest.approx(0.5 * (256 + 128))
+    assert all(site.losses[0] < site.loss < site.losses[-1] for site in found)
 
 
 # *** the bias ***
@@ -671,6 +718,30 @@ def test_on_a_trained_gpt2_a_share_divided_by_loss_costs_less_than_one_for_each(
             assert zeros == pytest.approx(0.6 * sum(s.weight.numel() for s in graph.sites if s.role == ""), rel=1e-4)
             loss[scope] = evaluation.score(graph.run).value
     assert loss["loss"] < 0.97 * loss["site"]
+
+
+def test_on_a_trained_gpt2_a_refit_to_the_loss_brings_the_outputs_nearer():
+    source, graph = lowered("tiny-gpt2")
+    evaluation = source.evaluation(16)
+    loss = {}
+    for steps in (0, 20):
+        with restored(graph):
+            one = Sparsify("2:4", loss_refit=steps, bias=True, samples=32)
+            run_pipeline(graph, [one], Context(source.calibration))
+            loss[steps] = evaluation.score(graph.run).value
+    assert loss[20] < 0.99 * loss[0]
+
+
+def test_a_refit_to_the_loss_does_not_give_up_outputs_that_it_cannot_feel():
+    """Units that are saturated have no gradient, but only while they stay saturated."""
+    errors = []
+    for steps in (0, 100):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.Sigmoid(), nn.Linear(16, 4))
+        model[0].bias.data[8:] = 30.0
+        rows = prune(graph_of(model, normal(64, 16)), f"sparsify{{pattern=2:4,loss_refit={steps},targets=[0.weight]}}")
+        errors.append(rows["0.weight"].numbers["relative_error"])
+    assert errors[0] < errors[1] < 3 * errors[0]
 
 
 def test_too_few_rows_for_the_columns_of_a_site_are_refused_with_the_least():
