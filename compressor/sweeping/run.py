@@ -80,7 +80,7 @@ def run_sweep(
     output = Path(output) if output else Path(f"{driver.short_name(candidates[0].recipe)}-sweep")
     check_free(output, True, RESULT)
     maker = _Maker(cache, progress)
-    dense_recipe = dataclasses.replace(candidates[0].recipe, passes=(), max_drop=None)
+    dense_recipe = dataclasses.replace(candidates[0].recipe, passes=(), max_drop=None, back_off=False)
     everything = [Candidate({}, dense_recipe), *candidates]
     settled = [
         dataclasses.replace(one, recipe=driver.settle(one.recipe, driver.open_backend(one.recipe)))
