@@ -253,7 +253,8 @@ def test_its_cuda_calls_pass_addresses_sizes_and_values_whole(tmp_path):
 
     library = tmp_path / "libdriver.so"
     compiled(DRIVER, library)
-    cuda = worker().Cuda(str(library))
+    module = worker()
+    cuda = module.Cuda(str(library))
     data = bytes(range(256)) * 3
     address = cuda.allocate(len(data))
     cuda.copy_in(address, data)
@@ -263,5 +264,5 @@ def test_its_cuda_calls_pass_addresses_sizes_and_values_whole(tmp_path):
     assert 4 < cuda.time(lambda: time.sleep(0.005)) < 500
     cuda.wait()
     cuda.free(address)
-    with pytest.raises(worker.Failed, match="cuMemAlloc_v2 failed with CUDA error 2"):
+    with pytest.raises(module.Failed, match="cuMemAlloc_v2 failed with CUDA error 2"):
         cuda.allocate(1 << 41)
