@@ -124,6 +124,7 @@ FLAGS = (
         names=("--quantize",), example="--quantize int8",
     ),
     Flag("quantize", "ranges", str, "Of int8: mse, percentile or minmax of what calibration data shows."),
+    Flag("quantize", "smooth", float, "Of 8 bits: 0 to 1, how far loud channels move into the weights."),
     Flag("quantize", "outputs", str, "Of int8, which outputs are rounded too: auto, none or all.", ("--outputs",)),
     Flag("quantize", "sweeps", int, "Sweeps that round each weight so as to make up for others; 0: to the nearest."),
     Flag("quantize", "group", int, "Weights that share a scale, for int4."),

@@ -6,14 +6,15 @@ All grids are symmetric, so that zero is a code and a pruned weight stays exactl
 import torch
 from torch import Tensor
 
-SHRINKS = torch.linspace(1.0, 0.5, 21)
-"""Shares of the largest magnitude that are tried as the end of the grid."""
+SHRINKS = torch.cat([torch.linspace(1.0, 0.5, 21), torch.logspace(-0.35, -2, 14)])
+"""Shares of the largest magnitude that are tried as the end of the grid. The small ones are for pruned weights: a refit
+makes those of quiet inputs large, at times a hundred times as large as all others, and they matter least."""
 
 
 def grid(W: Tensor, largest: int, group: int, H: Tensor | None = None) -> Tensor:
     """The scale (groups, m, n) of a symmetric grid for W (groups, m, d), n = d / group; group 0 is the whole row.
 
-    largest: magnitude of a code. The grid ends at the share of the largest magnitude (1 to 0.5) with which rounding to
+    largest: magnitude of a code. The grid ends at the share of the largest magnitude (1 to 0.01) with which rounding to
     the nearest costs least: the sum over a row's group of H_jj (W_ij - Q_ij)^2, where H (groups, d, d) is the inputs'
     Gram matrix; all inputs count alike without one. A row of zeros gets the scale 1: any would do.
     """

@@ -17,6 +17,7 @@ from compressor.passes.placement import Place, after, with_outputs
 from compressor.passes.ranges import RANGES, SAMPLE, Seen
 from compressor.passes.refit import squared_error
 from compressor.passes.rounding import coordinate_descent, nearest
+from compressor.passes.smoothing import smooth
 from compressor.pipeline import Context, Outcome, Row, choose, in_order
 from compressor.quantization import Grid, Kernels, Point, Rounding, largest_code, round_activations
 from compressor.registry import unknown
@@ -39,6 +40,8 @@ class Quantize:
         weights with a scale for each `group` neighbours of a row, and activations rounded to 8 bits in such groups.
     ranges: for int8, how a range is chosen. "mse" so that rounding costs least; "percentile" all but the outermost
         values; "minmax" all.
+    smooth: for int8 and int8-dynamic, how far loud channels are made smaller in the layer normalizations that make
+        them, and the weights that read them larger: 0 not at all, 1 until all are alike.
     outputs: for int8, whose outputs are rounded too. "auto" what the runtime's kernels need; "none"; "all", for sparse
         kernels of TensorRT on GPUs before Hopper, which make codes of codes alone.
     sweeps: passes of coordinate descent that round each weight so as to make up for the others, as the layer's outputs
@@ -55,6 +58,7 @@ class Quantize:
 
     kind: str
     ranges: str = "mse"
+    smooth: float = 0.0
     outputs: str = "auto"
     sweeps: int = 4
     group: int = 32
@@ -73,13 +77,17 @@ class Quantize:
             raise unknown("choice of outputs", self.outputs, OUTPUTS)
         if self.group < 16 or self.group & (self.group - 1):
             raise RecipeError(f"group cannot be {self.group}", hint="a power of two from 16 on; 32, 64 or 128")
+        if not 0 <= self.smooth <= 1 or (self.smooth and self.kind == "int4"):
+            raise RecipeError(
+                f"smooth cannot be {self.smooth} for {self.kind}", hint="0 to 1, for int8 or int8-dynamic"
+            )
         if min(self.sweeps, self.damping) < 0 or self.samples < 1:
             raise RecipeError("sweeps and damping cannot be negative, and samples must be at least 1")
 
     @property
     def needs_data(self) -> bool:
         """Dynamic ranges and rounding to the nearest read the weights alone."""
-        return self.sweeps > 0 or self.kind == "int8"
+        return self.sweeps > 0 or self.kind == "int8" or self.smooth > 0
 
     def plan(self, graph: Graph) -> list[Row]:
         left = {} if self.embeddings else {"tied": TIED}
@@ -93,6 +101,8 @@ class Quantize:
         rows = {row.site: row for row in self.plan(graph)}
         sites = [site for site in graph.sites if rows[site.name].status == "changed"]
         kernels = context.kernels.get(self.kind, Kernels())
+        if self.smooth:
+            smooth(graph, sites, context.calibration(self.samples), self.smooth, context.progress)
         points = self._points(sites)
         if self.kind == "int8":
             points, silent = self._static(graph, sites, kernels, context)

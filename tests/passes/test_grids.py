@@ -28,6 +28,14 @@ def test_an_input_that_is_silent_does_not_stretch_the_grid():
     assert grid(W, 7, 0).item() > 1.3
 
 
+def test_a_huge_weight_of_a_quiet_input_does_not_cost_all_others_their_codes():
+    W = torch.cat([torch.full((1, 1, 1), 80.0), normal(1, 1, 31)], dim=-1)
+    H = torch.diag(torch.tensor([1e-6] + [1.0] * 31))[None]
+    S = grid(W, 64, 0, H)
+    rounded = (W / S).round().clamp(-64, 64) * S
+    assert (rounded - W)[..., 1:].abs().max() < 0.03
+
+
 @given(st.integers(0, 1000), st.sampled_from([7, 64, 127]), st.sampled_from([0, 16]))
 def test_no_grid_costs_more_than_the_one_up_to_the_largest_weight(seed, largest, group):
     W = normal(1, 3, 32, seed=seed)
