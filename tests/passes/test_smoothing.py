@@ -11,12 +11,12 @@ from tests.compressor.tiny import Compute, graph_of, normal
 
 def block() -> nn.Module:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 4))
+    norm, linear = nn.LayerNorm(8), nn.Linear(8, 4)
     with torch.no_grad():
-        model[0].weight[2] = 50.0
-        model[0].bias.normal_()
-        model[1].weight[:, 3] = 0
-    return model
+        norm.weight[2] = 50.0
+        norm.bias.normal_()
+        linear.weight[:, 3] = 0
+    return nn.Sequential(norm, linear)
 
 
 def test_half_a_strength_makes_channels_and_weights_meet():
