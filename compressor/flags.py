@@ -65,6 +65,13 @@ FLAGS = (
     Flag("sparsify", "damping", float, "Share of each channel's energy added to its Gram matrix; 0 chooses."),
     Flag("sparsify", "samples", int, "Calibration samples.", names=("--calibration-samples",)),
     Flag(
+        "depth", "blocks", int, "Leave out so many residual blocks, the least important first.", names=("--depth",),
+        example="--depth 1",
+    ),
+    Flag("depth", "samples", int, "Calibration samples for --depth.", names=("--depth-samples",)),
+    Flag("depth", "targets", list[str], "Glob over blocks that may go.", names=("--depth-targets",)),
+    Flag("depth", "ignore", list[str], "Glob over blocks that stay.", names=("--depth-ignore",)),
+    Flag(
         "channels", "amount", str,
         "0.5 removes half of every kind of channel; mlp=0.5,heads=0.25 of these kinds (also conv, width).",
         names=("--channels",), example="--channels 0.5, or --channels mlp=0.5,heads=0.25",

@@ -36,7 +36,14 @@ def site_records(graph: Graph, rows: Iterable[Row], stored: Mapping[str, Stored]
         SiteRecord(one.name, "", one.shape, -1, asked.get(one.name, untouched).status, one.reason)
         for one in graph.orphans
     ]
-    return (*records, *orphans)
+    there = {one.name for one in (*records, *orphans)}
+    gone = [_gone(row) for name, row in asked.items() if name not in there and row.shapes]
+    return (*records, *orphans, *gone)
+
+
+def _gone(row: Row) -> SiteRecord:
+    """A site that is no part of the graph any more, with its block."""
+    return SiteRecord(row.site, "", (), -1, row.status, row.reason, dense_shape=row.shapes[0] if row.shapes else None)
 
 
 def _record(site: WeightSite, row: Row, found: Stored | None) -> SiteRecord:

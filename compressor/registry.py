@@ -18,6 +18,7 @@ from compressor.errors import RecipeError
 _BUILT_IN: dict[str, dict[str, str]] = {
     # In the order in which a pipeline made of flags runs them.
     "passes": {
+        "depth": "compressor.passes.depth:Depth",
         "channels": "compressor.passes.channels:Channels",
         "sparsify": "compressor.passes.sparsify:Sparsify",
         "recover": "compressor.passes.recover:Recover",

@@ -417,7 +417,7 @@ def _pattern_cell(site: SiteRecord) -> Text:
         mark, color = MARK[site.holds]
         return Text.assemble(site.asked or "smaller", " ", (mark, color))
     if site.status == "changed":
-        return Text(site.asked or "smaller")
+        return Text(site.asked or ("smaller" if site.shape else "gone"))
     return Text(site.found or ("refused" if site.status == "refused" else "dense"), style="dim")
 
 

@@ -52,7 +52,7 @@ def test_every_recipe_reads_its_own_yaml(recipe):
 
 @pytest.mark.parametrize("name", sorted(names("passes")))
 def test_every_registered_pass_parses_its_own_print(name):
-    values = {"pattern": "2:4", "method": "distill", "kind": "int4", "amount": "0.5"}
+    values = {"pattern": "2:4", "method": "distill", "kind": "int4", "amount": "0.5", "blocks": 1}
     one = load("passes", name)(**{field: values[field] for field in required(load("passes", name))})
     assert parse_pass(format_pass(one)) == one
 
