@@ -210,7 +210,8 @@ def _pattern(sites: Sequence[SiteRecord]) -> Promise | None:
     detail = f"{len(asked) - len(broken)} of {len(asked)} sites, on the axis the runtime contracts"
     if broken:
         detail += f"; not {broken[0].name} ({broken[0].where}, found {broken[0].found or 'no pattern'})"
-    what = "the pattern" if any(site.asked for site in asked) else "every weight as it should be"
+    is_only_smaller = any(site.dense_shape for site in asked) and not any(site.asked for site in asked)
+    what = "the weights that are left" if is_only_smaller else "the pattern"
     what = "the codes and the pattern" if any(site.dtype.startswith("int") for site in asked) else what
     return Promise(f"the written file holds {what}", not broken, detail)
 

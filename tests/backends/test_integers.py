@@ -51,7 +51,9 @@ def quantize(graph, *passes):
 def test_the_artifact_computes_what_torch_computes(name, kind, tmp_path):
     graph = built(MODELS[name], KINDS[kind], tmp_path)
     for rows in (1, 7):
-        assert difference(graph.run, backend.open(tmp_path, 1), {"x0": normal(rows, 32, seed=rows)}) < 5e-4  # a step of a code is 8e-3
+        assert (
+            difference(graph.run, backend.open(tmp_path, 1), {"x0": normal(rows, 32, seed=rows)}) < 5e-4
+        )  # a step of a code is 8e-3
     model = onnx_file.read(tmp_path / "model.onnx")
     assert "RoundActivation" not in {node.op_type for node in model.graph}
     assert not any(found.floats for found in backend.stored(tmp_path).values())

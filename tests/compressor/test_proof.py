@@ -1,5 +1,6 @@
 """What the proof accepts, and each way in which a written file may break its word."""
 
+import dataclasses
 import math
 
 import pytest
@@ -201,7 +202,8 @@ def test_inputs_are_cast_to_the_artifacts_precision_and_integers_are_not():
 
 
 def test_every_workload_is_timed_on_both():
-    [row] = time_beside_dense(Echo(normal(3)), doubled, doubled, "float32", QUIET)  # type: ignore[arg-type]
+    graph = graph_of(nn.Identity(), normal(3))
+    [row] = time_beside_dense(Echo(normal(3)), graph, doubled, doubled, "float32", QUIET)  # type: ignore[arg-type]
     assert row.workload == "example"
     assert set(row.latency) == {"dense", "artifact"}
 
@@ -268,3 +270,10 @@ def test_a_score_that_is_not_a_number_never_passes(allowed):
     dense, artifact = perplexity([1.0, 2.0], "windows"), perplexity([math.nan, 2.0], "windows")
     scored = Scores("", dense, artifact, artifact, *score_drop(dense, artifact), allowed)
     assert unmet(scored=scored) == ["the score is a number"]
+
+
+def test_weights_that_only_lost_channels_are_promised_as_what_is_left():
+    smaller = dataclasses.replace(site(), dense_shape=(8, 8))
+    sparse = dataclasses.replace(smaller, asked="2:4")
+    promised = [promises((one,), None, EXACT, False)[1].name for one in (smaller, sparse)]
+    assert promised == ["the written file holds the weights that are left", "the written file holds the pattern"]
