@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compressor.errors import OutputError
 
-REPORT, RECIPE = "report.json", "recipe.yaml"
+REPORT, RECIPE, ENGINE = "report.json", "recipe.yaml", "engine.json"
 
 
 def check_free(output: Path, overwrite: bool, mark: str = REPORT) -> None:

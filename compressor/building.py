@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compressor import finish, proof
-from compressor.artifact import RECIPE
+from compressor.artifact import ENGINE, RECIPE
 from compressor.driver import open_source
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, NoDeviceError, RecipeError
@@ -17,8 +17,6 @@ from compressor.progress import QUIET, Progress
 from compressor.recipe import Recipe
 from compressor.registry import load
 from compressor.report import Promise, as_json
-
-ENGINE = "engine.json"
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,11 @@ def paired(showcase: Showcase, dense: Sequence[Answer], artifact: Sequence[Answe
 
 
 def texture(sites: Iterable[SiteRecord], stored: Mapping[str, Stored]) -> Texture | None:
-    """A corner of the first weight that was to take an N:M pattern, else of the first that was changed."""
-    changed = [site for site in sites if site.status == "changed" and site.name in stored]
+    """A corner of the first weight that was to take an N:M pattern, else of the first that was to take zeros at all."""
+    changed = [site for site in sites if site.status == "changed" and site.asked and site.name in stored]
     if not changed:
         return None
-    site = next((one for one in changed if one.asked and isinstance(parse_pattern(one.asked), NM)), changed[0])
+    site = next((one for one in changed if isinstance(parse_pattern(one.asked), NM)), changed[0])
     W = stored[site.name].W
     return Texture(site.name, site.asked, _characters(W.reshape(-1, W.shape[-1])[:ROWS, :COLUMNS].double()))
 

@@ -1,6 +1,7 @@
 """`report.html`: one self-contained page made of `report.json` alone. It loads nothing, and reads without scripts."""
 
 import functools
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from compressor.artifact import ENGINE
 from compressor.errors import OutputError
 from compressor.page.comparison import comparisons
 from compressor.page.depth import depth_plots
@@ -43,11 +45,22 @@ def write_page(folder: str | Path, path: str | Path | None = None) -> Page:
 
     Raises OutputError when there is no report to read, or when the page cannot be written.
     """
-    report = read_report(Path(folder))
+    report = _finished(read_report(Path(folder)), Path(folder) / ENGINE)
     path = Path(path) if path else Path(folder) / PAGE
     text = render(report).encode()
     _write(path, text)
-    return Page(report["model"], str(path), len(text), report["passed"])
+    return Page(report["model"], str(path), len(text), all(promise["met"] for promise in report["promises"]))
+
+
+def _finished(report: dict[str, Any], engine: Path) -> dict[str, Any]:
+    """The report, with what became of it on the host that has built its engine since."""
+    if not engine.is_file():
+        return report
+    built = json.loads(engine.read_text(encoding="utf-8"))
+    judged = {promise["name"] for promise in built["promises"]}
+    before = [promise for promise in report["promises"] if promise["name"] not in judged]
+    timed = {"latency": built["latency"], "timed_on": f"{built['engine']['runtime']}, GPU"} if built["latency"] else {}
+    return {**report, "promises": [*before, *built["promises"]], "engine": built["engine"], **timed}
 
 
 def render(report: Mapping[str, Any]) -> str:

@@ -44,8 +44,8 @@ def roofline_plot(report: Mapping[str, Any]) -> Plot | None:
     text = (
         f"Measured speed below the roofs of one thread here: a float32 product of matrices "
         f"({human_count(roofs['flops'])}FLOP/s) and a copy of memory ({human_bytes(roofs['bandwidth'])}/s; what "
-        "fits into caches may pass it). Bytes: the file, inputs and outputs, once. "
-        f"Reached of the roof: {words}.{beyond}"
+        "fits into caches may pass it), each at its best; speed is from the median. Bytes: the file, inputs and "
+        f"outputs. Reached of the roof: {words}.{beyond}"
     )
     return Plot("Roofline of latency, GFLOP/s", text, frame.draw("Roofline of latency", "FLOP per byte", marks))
 
@@ -98,4 +98,4 @@ def _names(frame: Frame, points: list[Point]) -> Iterator[Markup]:
         x, y = frame.at_x(point.intensity), frame.at_y(point.speed)
         at_right = x < frame.width * 0.6
         place = {"x": x + 8 if at_right else x - 8, "text_anchor": "start" if at_right else "end"}
-        yield tag("text", name, y=y + 13, **place)
+        yield tag("text", name, y=y + 13 if y < frame.height - frame.bottom - 20 else y - 9, **place)

@@ -65,6 +65,7 @@ def test_the_texture_is_of_a_weight_with_an_nm_pattern_if_there_is_one():
     assert texture(sites, stored).site == "c"
     assert texture(sites[:2], stored).site == "b"
     assert texture(sites[:1], stored) is None
+    assert texture([site("a", asked="")], stored) is None, "codes, or fewer channels, but no zeros"
 
 
 def test_of_a_convolution_each_position_of_the_kernel_is_a_row_and_a_large_one_is_cut():

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compressor.building import Built
 from compressor.costs import CostChange, Costs
+from compressor.engine import Engine
 from compressor.errors import OutputError
 from compressor.exhibits import Exhibits, Sample, Texture
 from compressor.models.task import top1
@@ -306,6 +308,21 @@ def test_the_page_is_written_beside_the_report_or_where_asked(tmp_path):
     write_page(tmp_path, tmp_path / "other.html")
     assert (tmp_path / "other.html").read_bytes() == (tmp_path / "report.html").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.html", "report.html", "report.json"]
+
+
+def test_an_engine_that_was_built_since_is_in_the_page(tmp_path):
+    missing = Promise("the engine is built and has run", False, "no device; on a GPU host: compress build small")
+    report(promises=(*report().promises, missing), latency=()).write(tmp_path / "report.json")
+    assert not write_page(tmp_path).is_met
+    done = Promise(missing.name, True, "TensorRT 11.4: eligible 1, chosen 1")
+    built = Built("small", Engine("TensorRT 11.4", True, True), (done,), report().latency)
+    (tmp_path / "engine.json").write_text(built.to_json())
+    assert write_page(tmp_path).is_met
+    text = Reader((tmp_path / "report.html").read_text()).text
+    assert "TensorRT 11.4: eligible 1, chosen 1" in text
+    assert "compress build small" not in text
+    assert "timed on TensorRT 11.4, GPU" in text
+    assert "2.00 times as fast" in text
 
 
 @pytest.mark.parametrize(
