@@ -147,7 +147,13 @@ class SiteLoss:
 
 @runtime_checkable
 class Weigher(Protocol):
-    """What a pass offers besides when it can tell what it costs before it is run."""
+    """What a pass offers besides when it can tell what it costs before it is run.
+
+    gradient_samples: how many calibration samples it runs back through the dense model when it is run itself.
+    """
+
+    @property
+    def gradient_samples(self) -> int: ...
 
     def weigh(self, graph: Graph, context: Context) -> list[SiteLoss]:
         """Of each site that it would change; touches no weight."""

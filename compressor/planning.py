@@ -11,7 +11,7 @@ import torch
 from compressor.calibrate import input_of, measure
 from compressor.driver import open_backend, open_source, resolve, settle
 from compressor.graph import Feeds, Graph
-from compressor.pipeline import Learner, Row, format_pass
+from compressor.pipeline import Learner, Row, Weigher, format_pass
 from compressor.progress import QUIET, Progress
 from compressor.proof import site_records
 from compressor.recipe import Recipe
@@ -83,9 +83,9 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
     if any(one.needs_data for one in recipe.passes):
         n = max(one.samples for one in recipe.passes)
         progress.say("measure a few calibration samples")
-        cost = _cost(
-            graph, [site for site in graph.sites if site.name in changed], source.calibration(min(n, SAMPLE))[0], n
-        )
+        sites_changed = [site for site in graph.sites if site.name in changed]
+        n_back = max((one.gradient_samples for one in recipe.passes if isinstance(one, Weigher)), default=0)
+        cost = _cost(graph, sites_changed, source.calibration(min(n, SAMPLE))[0], n, min(n, n_back))
         calibration = f"up to {n} samples from {source.calibration_description}"
     return Plan(
         recipe.model or source.name,
@@ -114,16 +114,23 @@ def _gain(backend: Backend, rows: Sequence[Row]) -> str:
 # *** cost ***
 
 
-def _cost(graph: Graph, sites: Sequence[WeightSite], batch: Feeds, n: int) -> Cost:
-    """From the forward pass of one batch and the speed of a matrix product, both measured now."""
-    one = measure(graph, sites, batch)
-    times = n / len(next(iter(batch.values())))
+def _cost(graph: Graph, sites: Sequence[WeightSite], batch: Feeds, n: int, n_back: int) -> Cost:
+    """From the forward pass of one batch and the speed of a matrix product, both measured now.
+
+    n_back: samples that also go back through the whole dense model, which takes about two more forward passes and, for
+    every site at once, the products of its inputs and those of its outputs' gradients.
+    """
+    one, rate = measure(graph, sites, batch), _rate()
+    size = len(next(iter(batch.values())))
+    times, back = n / size, n_back / size
     seconds = 2 * times * one.forward_seconds  # each segment runs once to be seen and once with its new weights
-    seconds += (
-        sum(_flops(site, times * one.rows[site], is_first) for site, is_first in _first_of_input(sites)) / _rate()
-    )
+    seconds += sum(_flops(site, times * one.rows[site], is_first) for site, is_first in _first_of_input(sites)) / rate
+    products = {site: site.groups * site.d**2 + site.m**2 / site.groups for site in sites if n_back}
+    seconds += 3 * back * one.forward_seconds
+    seconds += sum(2 * back * one.rows[site] * product for site, product in products.items()) / rate
     weights = sum(x.numel() * x.element_size() for x in graph.module.parameters())
-    return Cost(weights + times * one.live_bytes + max(one.segment_statistics, default=0) + _workspace(sites), seconds)
+    held = times * one.live_bytes + max(one.segment_statistics, default=0) + 4 * sum(products.values())
+    return Cost(weights + held + _workspace(sites), seconds)
 
 
 def _first_of_input(sites: Sequence[WeightSite]) -> list[tuple[WeightSite, bool]]:

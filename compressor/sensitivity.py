@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from compressor.calibrate import empty_statistics, gather, placed
 from compressor.graph import Feeds, Graph
@@ -21,6 +20,10 @@ from compressor.progress import Progress
 from compressor.segments import ancestors, scored
 from compressor.sites import WeightSite
 from compressor.statistics import Statistics
+
+SMOOTHING = 0.01
+"""Share of the classes' probability that is spread evenly. A classifier that is certain of every image that it was
+trained on has no gradients there; what moves its logits still counts."""
 
 SAMPLES = 64
 """Calibration samples that tell; gradients take several times a forward pass."""
@@ -114,8 +117,9 @@ def _probed(output: Tensor, is_logits: bool, generator: torch.Generator) -> Tens
     y = output.float()
     if is_logits:
         logits = y.flatten(0, -2)  # (terms, classes)
-        drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator).to(y.device)
-        return F.cross_entropy(logits, drawn[:, 0], reduction="sum")
+        p = (1 - SMOOTHING) * logits.detach().softmax(-1) + SMOOTHING / logits.shape[-1]
+        drawn = torch.multinomial(p.cpu(), 1, generator=generator).to(y.device)
+        return (p * logits).sum() - logits.gather(1, drawn).sum()
     noise = torch.randn(y.shape, generator=generator).to(y.device)
     energy = y.detach().square().sum(-1).mean()
     return (y * noise).sum() / energy.sqrt().clamp_min(torch.finfo(y.dtype).tiny)

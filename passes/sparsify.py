@@ -19,6 +19,7 @@ from compressor.passes.solve import BlockSolver, Numbers
 from compressor.pattern import NM, Pattern, Ratio, parse_pattern
 from compressor.pipeline import Context, Outcome, Row, SiteLoss, choose, in_order
 from compressor.registry import unknown
+from compressor.sensitivity import SAMPLES
 from compressor.sites import WeightSite
 
 SCOPES = ("site", "global", "loss", "auto")
@@ -149,6 +150,10 @@ class Sparsify:
     def needs_data(self) -> bool:
         """Magnitude without refit or bias reads the weights alone."""
         return self.method != "magnitude" or self.refit > 0 or self.bias or self._is_felt
+
+    @property
+    def gradient_samples(self) -> int:
+        return SAMPLES if self._is_felt else 0
 
     def plan(self, graph: Graph) -> list[Row]:
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)

@@ -115,6 +115,16 @@ def test_the_estimate_grows_with_the_samples():
     assert many.seconds > few.seconds
 
 
+def test_gradients_cost_time_and_memory(monkeypatch):
+    monkeypatch.setattr(planning, "_rate", lambda: 1e9)
+    plain, felt = (plan("tiny-resnet", f"export | sparsify{{pattern=2:4,samples=64{more}}}").cost for more in FELT)
+    assert felt.seconds > 1.2 * plain.seconds
+    assert felt.memory > plain.memory
+
+
+FELT = ("", ",loss_refit=20")
+
+
 def test_a_plan_says_what_the_runtime_gains_and_what_a_dense_model_does(recurrent):
     assert "no sparse kernels" in plan(recurrent, MAGNITUDE).gain
     dense = plan(recurrent, "export")

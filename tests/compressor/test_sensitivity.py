@@ -67,6 +67,15 @@ def test_by_pairs_the_diagonal_is_the_same_and_logits_that_make_up_for_each_othe
     assert one.F[0].sum(1).abs().max() < 1e-5  # a constant on all logits changes no class
 
 
+def test_a_classifier_that_is_certain_still_feels_what_moves_its_logits():
+    fc = nn.Linear(4, 3)
+    fc.bias.data = torch.tensor([60.0, 0.0, 0.0])
+    x = normal(5000, 4)
+    graph = graph_of(fc, x)
+    rows = found(graph, [{"x0": x}])[graph.sites[0]].rows[0]
+    assert rows.min() > 1e-3
+
+
 def test_outputs_that_are_no_logits_are_probed_for_their_squared_error():
     fc = nn.Linear(4, 1, bias=False)
     x = normal(3000, 4)
