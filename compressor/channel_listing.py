@@ -1,8 +1,44 @@
-"""Channel groups as stable text, one line for each slice."""
+"""Channel groups as stable text, one line for each slice, and as records."""
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from compressor.channels import ChannelGroup, Slice
+from compressor.channels import ChannelGroup, Slice, find_groups
+from compressor.graph import Graph
+from compressor.stored import stored
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """A channel group as `compress inspect --channels` shows it.
+
+    weights: how many go with one unit. tensors: what loses channels, as `NAME axis N`.
+    frozen: why none can be removed, or "".
+    """
+
+    name: str
+    kind: str
+    units: int
+    weights: int
+    tensors: tuple[str, ...]
+    frozen: str = ""
+
+
+def group_records(graph: Graph) -> tuple[GroupRecord, ...]:
+    """Every channel group of a graph. Raises SourceError when a shape depends on data."""
+    return tuple(_record(graph, group) for group in find_groups(graph))
+
+
+def _record(graph: Graph, group: ChannelGroup) -> GroupRecord:
+    shapes = {one.name: stored(graph.module, one.name).shape for one in group.slices if not one.is_state}
+    weights = sum(
+        int((one.owner == 0).sum()) * math.prod(shapes[one.name]) // shapes[one.name][one.axis]
+        for one in group.slices
+        if not one.is_state
+    )
+    tensors = tuple(f"{one.name} axis {one.axis}" for one in group.slices)
+    return GroupRecord(group.name, group.kind, group.units, weights, tensors, group.frozen)
 
 
 def listing(groups: Iterable[ChannelGroup]) -> str:

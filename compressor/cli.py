@@ -132,6 +132,7 @@ def sensitivity(recipe: "Recipe", json: Json = False, quiet: Quiet = False) -> N
 @app.command()
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="An artifact's folder, an ONNX file, or any model.")],
+    channels: Annotated[bool, typer.Option("--channels", help="And which channels, heads and blocks can go.")] = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
     verbose: Verbose = False,
@@ -140,7 +141,7 @@ def inspect(
     from compressor import inspect as look
     from compressor import terminal
 
-    found = look(model, trust_remote_code=trust_remote_code)
+    found = look(model, channels=channels, trust_remote_code=trust_remote_code)
     _print(found, json, False, lambda console: terminal.show_inspection(found, console, verbose))
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from compressor import onnx_file
+from compressor.blocks import find_blocks
+from compressor.channel_listing import GroupRecord, group_records
 from compressor.contractions import Contraction, contractions
 from compressor.costs import Costs, costs_of
 from compressor.driver import open_source
@@ -24,6 +26,7 @@ class Inspection:
     """Sites as they stand. zeros, parameters: over the sites alone for a file, over every parameter for a model.
 
     costs: of each workload of a model; of a file, none.
+    channels: the groups of channels, where they were asked for; blocks: the residual blocks that could be left out.
     """
 
     name: str
@@ -32,22 +35,30 @@ class Inspection:
     parameters: int
     zeros: int
     costs: dict[str, Costs] = field(default_factory=dict)
+    channels: tuple[GroupRecord, ...] = ()
+    blocks: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return as_json(self)
 
 
-def inspect(model: Any, *, trust_remote_code: bool = False) -> Inspection:
-    """Look into an artifact's folder, an ONNX file, or any model that `export` takes. Raises SourceError."""
+def inspect(model: Any, *, channels: bool = False, trust_remote_code: bool = False) -> Inspection:
+    """Look into an artifact's folder, an ONNX file, or any model that `export` takes. Raises SourceError.
+
+    channels: whether to find what can be removed from it, which takes a model.
+    """
     path = Path(model) if isinstance(model, str | Path) else None
-    if path is not None and path.suffix == ".onnx":
-        return _of_file(path)
-    if path is not None and (path / onnx_file.MODEL_FILE).is_file():
-        return _of_file(path / onnx_file.MODEL_FILE)
-    return _of_model(str(model) if isinstance(model, Path) else model, trust_remote_code)
+    file = path / onnx_file.MODEL_FILE if path is not None and path.suffix != ".onnx" else path
+    if file is None or not (file.suffix == ".onnx" and (file.is_file() or file == path)):
+        return _of_model(str(model) if isinstance(model, Path) else model, channels, trust_remote_code)
+    if channels:
+        raise SourceError(
+            "channels are found in models", found=f"the file {file}", hint="the model that it was made of"
+        )
+    return _of_file(file)
 
 
-def _of_model(model: Any, trust_remote_code: bool) -> Inspection:
+def _of_model(model: Any, channels: bool, trust_remote_code: bool) -> Inspection:
     recipe = Recipe(model=model if isinstance(model, str) else "", trust_remote_code=trust_remote_code)
     source = open_source(model, recipe)
     graph = source.lower()
@@ -63,7 +74,10 @@ def _of_model(model: Any, trust_remote_code: bool) -> Inspection:
     weights = list(graph.module.parameters())
     zeros = sum(int((x == 0).sum()) for x in weights)
     found = costs_of(graph, _workloads(source, graph))
-    return Inspection(source.name, source.origin, sites + orphans, sum(x.numel() for x in weights), zeros, found)
+    size = sum(x.numel() for x in weights)
+    groups = group_records(graph) if channels else ()
+    blocks = tuple(block.name for block in find_blocks(graph)) if channels else ()
+    return Inspection(source.name, source.origin, sites + orphans, size, zeros, found, groups, blocks)
 
 
 def _workloads(source: Source, graph: Graph) -> Mapping[str, Feeds]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from compressor.building import Bench, Built
 from compressor.cache_view import CacheView
+from compressor.channel_view import show_channels
 from compressor.checking import Check
 from compressor.costs import CostChange
 from compressor.diffing import Diff, Half, WeightChange
@@ -121,6 +122,8 @@ def show_inspection(found: Inspection, console: Console, verbose: bool = False) 
     for name, one in found.costs.items():
         held = f"{human_bytes(one.parameter_bytes)} of weights, {human_bytes(one.activation_bytes)} of values"
         console.print(f"{name}: {human_count(one.flops)}FLOPs, at most {held} at once")
+    if found.channels:
+        show_channels(found.channels, found.blocks, console, verbose)
 
 
 def show_names(groups: dict[str, dict[str, str]], console: Console) -> None:
