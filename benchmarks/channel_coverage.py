@@ -7,6 +7,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -43,12 +44,12 @@ def main() -> None:
 def makers() -> dict[str, Callable[[], Graph]]:
     found = graphs.everything()
     if graphs.SHARED.is_dir():
-        found |= {f"CIFAR-10 {name}": (lambda name=name: graphs.cifar(name)) for name in ("resnet20", "resnet56")}
+        found |= {f"CIFAR-10 {name}": partial(graphs.cifar, name) for name in ("resnet20", "resnet56")}
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):
         return found
-    return found | {f"torchvision {n}": (lambda n=n: graphs.torchvision_model(n)) for n in graphs.TORCHVISION}
+    return found | {f"torchvision {n}": partial(graphs.torchvision_model, n) for n in graphs.TORCHVISION}
 
 
 def row(name: str, make: Callable[[], Graph]) -> str:

@@ -17,14 +17,15 @@ def close(labels: Labels, facets: Iterable[Tensor]) -> np.ndarray:
     channels), the longer axis is cut and the other stays.
     """
     several = [ids for ids in facets if len(varying(ids)) > 1]
-    while True:
-        components = labels.components()
-        ragged = [ids for ids in several if not _is_box(components, ids)]
-        if not ragged:
-            return components
+    components = labels.components()
+    while ragged := [ids for ids in several if not _is_box(components, ids)]:
         for ids in ragged:
             longest = max(sorted(varying(ids)), key=lambda axis: ids.shape[axis])
             labels.unite(ids, first_of(ids, varying(ids) - {longest}))
+        before, components = components, labels.components()
+        if components.max() == before.max():
+            break  # what is still ragged meets values that are no channels, and is frozen
+    return components
 
 
 def _is_box(components: np.ndarray, ids: Tensor) -> bool:

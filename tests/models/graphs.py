@@ -1,6 +1,7 @@
 """Small, untrained models as graphs in float64, for what must hold on every architecture."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,5 +97,5 @@ def everything() -> dict[str, Callable[[], Graph]]:
     """Every architecture of transformers that is tried, by name, and how to make its graph."""
     makers: dict[str, Callable[[], Graph]] = {}
     for table, make in ((CAUSAL, causal), (MASKED, encoder), (PICTURES, picture)):
-        makers |= {name: (lambda spec=spec, make=make: make(spec)) for name, spec in table.items()}
+        makers |= {name: partial(make, spec) for name, spec in table.items()}
     return makers | {"t5": t5}
