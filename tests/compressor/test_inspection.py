@@ -48,6 +48,21 @@ def test_a_model_shows_its_sites_and_what_is_none():
     assert (found.parameters, found.zeros) == (46, 16)
 
 
+def test_channels_that_can_go_are_shown_where_they_are_asked_for():
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+    first, last = inspect((model, normal(3, 8)), channels=True).channels
+    assert (first.name, first.kind, first.units, first.weights, first.frozen) == ("0.weight", "mlp", 4, 8 + 1 + 2, "")
+    assert first.tensors == ("0.weight axis 0", "0.bias axis 0", "2.weight axis 1")
+    assert last.frozen == "the output logits is made of them"
+    assert inspect((model, normal(3, 8))).channels == ()
+
+
+def test_a_file_has_no_channels_to_show(tmp_path):
+    onnx_file.save(onnx_file.to_onnx(graph_of(nn.Linear(8, 4), normal(3, 8))), tmp_path)
+    with pytest.raises(SourceError, match="channels are found in models"):
+        inspect(tmp_path / "model.onnx", channels=True)
+
+
 def test_any_onnx_file_can_be_looked_into(tmp_path):
     onnx_file.save(onnx_file.to_onnx(graph_of(nn.Linear(8, 4), normal(3, 8))), tmp_path)
     (tmp_path / "model.onnx").rename(tmp_path / "other.onnx")
