@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
+from compressor.flags import NONE
 from compressor.page.svg import Axis, Frame, tag
 from compressor.sweeping.pareto import Cost, front
 from compressor.sweeping.point import Point
@@ -38,7 +39,7 @@ def legend(points: Sequence[Point]) -> list[tuple[Markup, str]]:
 
 def kind(point: Point) -> str:
     """What a point has in common with those it is drawn like: all that varies but the sparsity; "" if it is dense."""
-    others = [value for name, value in point.varied.items() if name != "sparsity"]
+    others = [f"no {name}" if value == NONE else value for name, value in point.varied.items() if name != "sparsity"]
     return " ".join(others) or ("compressed" if point.varied else "")
 
 

@@ -258,7 +258,7 @@ def test_a_picture_has_a_mark_for_each_point_and_a_line_through_the_front():
 
 def test_what_is_drawn_alike_has_one_entry_in_the_legend():
     points = [point("0.5", 90, 50), point("0.7", 80, 30), Point({"sparsity": "0.5", "recover": "none"}, "x")]
-    assert [name for _, name in legend(points)] == ["wanda", "none", "dense"]
+    assert [name for _, name in legend(points)] == ["wanda", "no recover", "dense"]
 
 
 def test_the_table_fits_in_80_columns(capsys):
