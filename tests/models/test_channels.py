@@ -49,6 +49,20 @@ def test_the_caches_of_a_cut_model_shrink_and_its_greedy_text_is_that_of_the_mas
     assert torch.equal(ours, greedy(masked.run, source.feeds, ids, attention, 12))
 
 
+def test_a_capture_in_half_precision_is_cut_as_the_first_one_was():
+    source = CausalLM("tiny", "tiny", build(*CAUSAL["llama"]), Options())
+    graph, half = source.lower(), source.lower("float16")
+    cut(graph, some(find_groups(graph), share=0.5))
+    with torch.no_grad():
+        graph.sites[0].weight.mul_(0.5)
+    graph.repeat_on(half)
+    found = {name: (x.shape, x.dtype) for name, x in half.module.named_parameters()}
+    assert found == {name: (x.shape, torch.float16) for name, x in graph.module.named_parameters()}
+    feeds = {name: x.half() if x.is_floating_point() else x for name, x in graph.example.items()}
+    difference = half.run(feeds)["logits"].float() - graph.run(graph.example)["logits"]
+    assert difference.norm() < 0.02 * graph.run(graph.example)["logits"].norm()
+
+
 def test_the_groups_of_a_grouped_query_model_are_these():
     graph = CausalLM("tiny", "tiny", build(*CAUSAL["llama"]), Options()).lower()
     found = [group for group in find_groups(graph) if not group.frozen]
