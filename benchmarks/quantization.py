@@ -25,6 +25,7 @@ from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.driver import open_source
 from compressor.graph import Feeds, Graph, Port, Run, lower
 from compressor.latency import compare
+from compressor.models.causal_lm import CausalLM
 from compressor.pipeline import Context, parse_pass, run_pipeline
 from compressor.recipe import Recipe
 from compressor.report import score_drop
@@ -56,7 +57,17 @@ def gpt2() -> None:
         return source.lower()
 
     with artifacts(graph, KINDS, feeds(source, 4, 128)) as made:
-        _table("GPT-2, 124 M parameters", made, source.workloads())
+        _table("GPT-2, 124 M parameters", made, _calls(source, made["float32"][0]))
+
+
+def _calls(source: CausalLM, run: Run) -> dict[str, Feeds]:
+    """128 tokens at once, and one token after them."""
+    [prefill] = feeds(source, 1, 128)
+    past = {
+        name.replace("present", "past_key_values"): x for name, x in run(prefill).items() if name.startswith("present")
+    }
+    one = source.feeds(prefill["input_ids"][:, :1], torch.ones(1, 129, dtype=torch.long), past)
+    return {"prefill 128": prefill, "decode at 128": one}
 
 
 def resnet18() -> None:
