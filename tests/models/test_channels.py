@@ -12,7 +12,7 @@ from tests.compressor.laws import check_all_laws, some
 from tests.models import graphs
 from tests.models.architectures import CAUSAL, VOCABULARY, build
 
-QUICK = ("gpt2", "llama", "resnet", "swin")
+QUICK = ("gpt2", "llama", "resnet")
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,9 @@ def test_every_architecture_is_cut_as_it_is_masked(name: str):
     check_all_laws(graphs.everything()[name]())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not graphs.SHARED.is_dir(), reason="the trained CIFAR-10 ResNets are not here")
-@pytest.mark.parametrize("name", ["resnet20", pytest.param("resnet56", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
 def test_a_resnet_whose_shortcuts_pad_channels_is_cut_as_it_is_masked(name: str):
     check_all_laws(graphs.cifar(name))
 
