@@ -80,6 +80,7 @@ class Export:
         self._training = functools.cache(source.training)
         self.seconds: dict[str, float] = {}
         self.calibration = "none was needed"
+        self.saved = ""
 
     def run(self, folder: Path) -> Report:
         """Write the artifact into a folder, and say what was done and measured."""
@@ -241,7 +242,7 @@ class Export:
     def _build(self, graph: Graph, reference: Graph, folder: Path, shapes: Mapping[str, Range]) -> Engine | None:
         with self._stage("build the artifact"):
             self.backend.build(reference, folder)
-            self.source.save(folder, reference)
+            self.saved = self.source.save(folder, reference) or ""
         return self._engine(graph, reference, folder, shapes)
 
     def _engine(self, graph: Graph, reference: Graph, folder: Path, shapes: Mapping[str, Range]) -> Engine | None:
@@ -350,7 +351,7 @@ class Export:
             engine=engine,
             ran_in=proven.runs_in,
             timed_on=f"{engine.runtime}, GPU" if engine else "1 thread",
-            notes=tuple(note for outcome in outcomes for note in outcome.notes),
+            notes=(*(note for outcome in outcomes for note in outcome.notes), *filter(None, (self.saved,))),
             costs=costs,
             exhibits=proven.exhibits,
         )

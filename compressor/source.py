@@ -136,8 +136,11 @@ class Source(Protocol):
     def generate(self, run: Run, n_tokens: int) -> Tensor | None:
         """Greedy continuations of fixed prompts as token ids (prompts, n_tokens); None when the task has none."""
 
-    def save(self, folder: Path, graph: Graph) -> None:
-        """Write beside the artifact what its library needs to load it: configuration, tokenizer, manifest."""
+    def save(self, folder: Path, graph: Graph) -> str:
+        """Write beside the artifact what its library needs to load it: configuration, tokenizer, manifest.
+
+        Returns a sentence where there is more to say, as on a model that has lost channels; else "".
+        """
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,15 @@ from compressor.fingerprint import digest
 from compressor.graph import Feeds, Graph, Port, Run, lower
 from compressor.models import zoo
 from compressor.models.data import Kind, Records, Splits, open_data
+from compressor.models.resized import is_resized, resized
 from compressor.models.task import Options
 from compressor.source import Evaluation, Showcase, Training
 
 DIGESTED = 4  # samples whose inputs stand for how all of them are prepared
+
+
+PROGRAM = "model.pt2"
+SAME = 1e-4  # of the largest output
 
 
 class Pretrained(ABC):
@@ -112,14 +117,31 @@ class Pretrained(ABC):
 
     # *** saving ***
 
-    def save(self, folder: Path, graph: Graph) -> None:
-        """Configuration, processor, and the manifest that the ONNX runner of transformers.exporters reads."""
+    def save(self, folder: Path, graph: Graph) -> str:
+        """Configuration, processor, and the manifest that the ONNX runner of transformers.exporters reads.
+
+        Of a model that has lost channels the weights, too, where `from_pretrained` can load them; else the program.
+        """
         self.model.config.save_pretrained(folder)
         if getattr(self.model, "generation_config", None) is not None:
             self.model.generation_config.save_pretrained(folder)
         self.processor().save_pretrained(folder)
         if importlib.util.find_spec("transformers.exporters.runners"):  # came after transformers 5.17
             _write_manifest(folder, type(self.model).__name__, graph)
+        return self._save_smaller(folder, graph) if is_resized(self.model, graph) else ""
+
+    def _save_smaller(self, folder: Path, graph: Graph) -> str:
+        made, why = resized(self.model, graph)
+        if made is not None:
+            wanted = graph.run(graph.example)[graph.outputs[0].name]
+            with torch.no_grad():
+                found = self.forward(made, graph.example)[0]
+            if found.shape == wanted.shape and (found - wanted).abs().max() <= SAME * wanted.abs().max():
+                made.save_pretrained(folder)
+                return "from_pretrained loads the smaller model from this folder"
+            why = "the model that its configuration makes gives other outputs"
+        torch.export.save(graph.program(), folder / PROGRAM)
+        return f"from_pretrained cannot load the smaller model: {why}; {PROGRAM} holds it for torch.export.load"
 
 
 def _paragraphs(records: Records) -> Records:

@@ -212,8 +212,14 @@ class ModuleSource:
     def generate(self, run: Run, n_tokens: int) -> Tensor | None:
         return None
 
-    def save(self, folder: Path, graph: Graph) -> None:
-        """Nothing beside the model: its library is the user's own code."""
+    def save(self, folder: Path, graph: Graph) -> str:
+        """Nothing beside the model, whose library is the user's own code; the program where the model has shrunk."""
+        own = dict(self.model.module.named_parameters())
+        changed = [name for name, x in graph.module.named_parameters() if name in own and own[name].shape != x.shape]
+        if not changed:
+            return ""
+        torch.export.save(graph.program(), folder / "model.pt2")
+        return "model.pt2 holds the smaller model for torch.export.load"
 
     @property
     def _pixels(self) -> Pixels:
