@@ -20,13 +20,13 @@ from compressor.models import zoo
 from compressor.models.data import Kind, Records, Splits, open_data
 from compressor.models.resized import is_resized, resized
 from compressor.models.task import Options
+from compressor.parity import TOLERANCE, difference
 from compressor.source import Evaluation, Showcase, Training
 
 DIGESTED = 4  # samples whose inputs stand for how all of them are prepared
 
 
 PROGRAM = "model.pt2"
-SAME = 1e-4  # of the largest output
 
 
 class Pretrained(ABC):
@@ -136,7 +136,7 @@ class Pretrained(ABC):
             wanted = graph.run(graph.example)[graph.outputs[0].name]
             with torch.no_grad():
                 found = self.forward(made, graph.example)[0]
-            if found.shape == wanted.shape and (found - wanted).abs().max() <= SAME * wanted.abs().max():
+            if difference(lambda _: {"": wanted}, lambda _: {"": found}, {}) <= TOLERANCE[_name(wanted.dtype)]:
                 made.save_pretrained(folder)
                 return "from_pretrained loads the smaller model from this folder"
             why = "the model that its configuration makes gives other outputs"
