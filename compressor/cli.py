@@ -137,7 +137,7 @@ def inspect(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show weights, zeros, and patterns on the axis a runtime reads."""
+    """Show weights, zeros and patterns, as a runtime reads them."""
     from compressor import inspect as look
     from compressor import terminal
 

@@ -3,6 +3,7 @@
 from rich.console import Console
 from rich.text import Text
 
+from compressor.benching.contestant import RUNTIME
 from compressor.benching.run import Bench
 from compressor.layout import table
 from compressor.units import human_bytes
@@ -11,7 +12,7 @@ from compressor.units import human_bytes
 def show_bench(found: Bench, console: Console) -> None:
     """Times, each model below the other; then what each takes."""
     threads = f"{found.threads} thread{'s' * (found.threads > 1)}"
-    times = table(f"ms, {threads}", "model", "p50", "p90", "n", "faster (quartiles)")
+    times = table(f"ms in {RUNTIME}, {threads}", "model", "p50", "p90", "n", "faster (quartiles)")
     for row in found.latency:
         reference = next(iter(row.latency))
         for name, one in row.latency.items():

@@ -81,4 +81,4 @@ def test_what_is_not_there_or_no_model_is_said(tmp_path, name, error):
 
 def test_an_inspection_is_json(resnet):
     loaded = json.loads(inspect(resnet[0]).to_json())
-    assert list(loaded) == ["schema", "name", "origin", "sites", "parameters", "zeros", "costs"]
+    assert list(loaded) == ["schema", "name", "origin", "sites", "parameters", "zeros", "costs", "channels", "blocks"]
