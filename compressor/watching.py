@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from compressor.calibrate import placed
 from compressor.graph import Feeds, Graph
 from compressor.machine import Machine
 from compressor.progress import Progress
@@ -16,10 +17,9 @@ def watch(graph: Graph, batches: Sequence[Feeds], watchers: Watchers, progress: 
     """Call each watcher with its node's value, once a batch. No weight is written."""
     machine = _Watched(graph, watchers)
     nodes = tuple(node for node in graph.module.graph.nodes if node.op != "output")
-    placeholders = [node for node in nodes if node.op == "placeholder"]
     with progress.task("measuring ranges", total=len(batches)) as step:
         for batch in batches:
-            given = {node: batch[port.name] for node, port in zip(placeholders, graph.inputs, strict=True)}
+            given = placed(graph, batch)
             for node in given.keys() & watchers.keys():
                 watchers[node](given[node])
             machine.run_nodes(nodes, given, keep=())
