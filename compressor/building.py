@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor import finish, proof
+from compressor import finish, parity, proof
 from compressor.artifact import ENGINE, RECIPE
 from compressor.driver import open_source
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, NoDeviceError, RecipeError
 from compressor.graph import Feeds, Run
 from compressor.latency import Comparison, compare
-from compressor.parity import TOLERANCE
 from compressor.progress import QUIET, Progress
 from compressor.recipe import Recipe
 from compressor.registry import load
@@ -66,7 +65,7 @@ def build(folder: str | Path, *, progress: Progress = QUIET) -> Built:
     latency: tuple[Comparison, ...] = ()
     if engine.runs_here:
         reference = finish.read_reference(folder)
-        promises.append(_parity(reference, backend.open(folder), recipe.dtype))
+        promises.append(_parity(reference, backend.open(folder), recipe.dtype, finish.allowed(folder, recipe.dtype)))
         latency = finish.time_engines(backend, folder, _inputs(reference), None)
     built = Built(folder.name, engine, tuple(promises), latency)
     (folder / ENGINE).write_text(built.to_json(), encoding="utf-8")
@@ -106,10 +105,10 @@ def _engine_backend(recipe: Recipe) -> EngineBackend:
     return backend
 
 
-def _parity(reference: Mapping[str, tuple[Feeds, Feeds]], run: Run, dtype: str) -> Promise:
-    found, allowed = finish.gap(reference, proof.cast(run, dtype)), TOLERANCE[dtype]
-    detail = f"largest relative difference {found:.1e} (allowed {allowed:.0e})"
-    return Promise("the engine computes what torch computes", bool(reference) and found <= allowed, detail)
+def _parity(reference: Mapping[str, tuple[Feeds, Feeds]], run: Run, dtype: str, allowed: float) -> Promise:
+    found = finish.gap(reference, proof.cast(run, dtype))
+    holds = bool(reference) and found <= allowed
+    return Promise("the engine computes what torch computes", holds, parity.in_words(found, allowed))
 
 
 def _inputs(reference: Mapping[str, tuple[Feeds, Feeds]]) -> dict[str, Feeds]:

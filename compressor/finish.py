@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from compressor.engine import Engine, EngineBackend, Verdict
 from compressor.errors import BackendError
 from compressor.graph import Feeds, Run
 from compressor.latency import Comparison, compare, compared
-from compressor.parity import difference
+from compressor.parity import TOLERANCE, difference
 from compressor.pattern import NM, parse_pattern
 from compressor.registry import load
 from compressor.report import Promise, SiteRecord
 from compressor.source import Backend
 
-REFERENCE = "reference.safetensors"
+REFERENCE, ALLOWED = "reference.safetensors", "allowed"
 STAND_IN = "onnxruntime"
 
 
@@ -89,13 +90,14 @@ def _suits_kernels(asked: str) -> bool:
 # *** inputs and outputs that travel with the artifact ***
 
 
-def write_reference(folder: Path, run: Run, workloads: Mapping[str, Feeds]) -> None:
-    """Write the inputs of each workload, and what torch makes of them, for whoever has the device."""
+def write_reference(folder: Path, run: Run, workloads: Mapping[str, Feeds], allowed: float) -> None:
+    """Write the inputs of each workload, what torch makes of them, and how far from that an engine may be."""
     tensors: dict[str, torch.Tensor] = {}
     for name, feeds in workloads.items():
         tensors |= {f"{name}/in/{port}": x.contiguous() for port, x in feeds.items()}
         tensors |= {f"{name}/out/{port}": x.contiguous() for port, x in run(feeds).items()}
-    (folder / REFERENCE).write_bytes(save({name: x.clone() for name, x in tensors.items()}))
+    written = save({name: x.clone() for name, x in tensors.items()}, {ALLOWED: repr(allowed)})
+    (folder / REFERENCE).write_bytes(written)
 
 
 def read_reference(folder: Path) -> dict[str, tuple[Feeds, Feeds]]:
@@ -107,6 +109,14 @@ def read_reference(folder: Path) -> dict[str, tuple[Feeds, Feeds]]:
         workload, side, port = key.rsplit("/", 2)
         found.setdefault(workload, ({}, {}))[side == "out"][port] = x
     return dict(found)
+
+
+def allowed(folder: Path, dtype: str) -> float:
+    """How far from torch's outputs an engine may be; what its dtype allows where the artifact does not say."""
+    if not (folder / REFERENCE).exists():
+        return TOLERANCE[dtype]
+    with safe_open(folder / REFERENCE, "pt") as file:
+        return float((file.metadata() or {}).get(ALLOWED, TOLERANCE[dtype]))
 
 
 def gap(reference: Mapping[str, tuple[Feeds, Feeds]], run: Run) -> float:

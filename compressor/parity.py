@@ -14,8 +14,20 @@ values some dozens of times, so each is about a hundred times the rounding of on
 for half precision, whose kernels sum in single."""
 
 ROUNDED = 5e-2
-"""The same where activations are rounded to 8 bits. A value between two codes may fall either way: one code is 1/255
-of the activation's range, and every later rounding can carry it on."""
+"""The least that is allowed where activations are rounded to 8 bits. A value between two codes may fall either way: one
+code is 1/255 of the activation's range, and every later rounding can carry it on."""
+
+
+def tolerance(run: Run, workloads: Iterable[Feeds], dtype: str, unrounded: Run | None = None) -> float:
+    """How far another runtime may be from a run.
+
+    unrounded: the same without the rounding of activations, where it rounds them. In a deep model the codes of later
+        layers have nothing to do with each other once one of them has fallen the other way, so two runtimes may differ
+        by as much as all of this rounding changes.
+    """
+    if unrounded is None:
+        return TOLERANCE[dtype]
+    return max(ROUNDED, *(difference(unrounded, run, feeds) for feeds in workloads))
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,11 @@ class Parity:
     def __bool__(self) -> bool:
         is_same = self.same_tokens is not False or not self.tokens_decide
         return self.difference <= self.tolerance and is_same
+
+
+def in_words(difference: float, allowed: float) -> str:
+    """`largest relative difference 2.1e-06 (allowed 1e-04)`."""
+    return f"largest relative difference {difference:.1e} (allowed {f'{allowed:.1e}'.replace('.0e', 'e')})"
 
 
 def difference(reference: Run, other: Run, feeds: Feeds, names: Iterable[str] = ()) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.graph import Feeds, Graph, Run
 from compressor.latency import Comparison, compare
-from compressor.parity import ROUNDED, TOLERANCE, Parity, difference
+from compressor.parity import Parity, difference, in_words, tolerance
 from compressor.pattern import NM, parse_pattern
 from compressor.pipeline import Row, Shapes
 from compressor.progress import Progress
@@ -124,19 +124,21 @@ def observed_pattern(W: Tensor) -> str:
 # *** parity ***
 
 
-def prove_parity(source: Source, reference: Run, artifact: Run, dtype: str, is_rounded: bool = False) -> Parity:
+def prove_parity(source: Source, reference: Run, artifact: Run, dtype: str, unrounded: Run | None = None) -> Parity:
     """Torch against the artifact on every workload, and greedy tokens where the task generates.
 
-    is_rounded: whether activations are rounded, in both alike.
+    unrounded: torch without the rounding of activations, where both round them.
     """
-    workloads, allowed = source.workloads(), ROUNDED if is_rounded else TOLERANCE[dtype]
-    gap = max(difference(cast(reference, dtype), artifact, in_dtype(feeds, dtype)) for feeds in workloads.values())
-    expected = source.generate(cast(reference, dtype), GREEDY_TOKENS)
+    workloads = {name: in_dtype(feeds, dtype) for name, feeds in source.workloads().items()}
+    run = cast(reference, dtype)
+    allowed = tolerance(run, workloads.values(), dtype, unrounded and cast(unrounded, dtype))
+    gap = max(difference(run, artifact, feeds) for feeds in workloads.values())
+    expected = source.generate(run, GREEDY_TOKENS)
     found = source.generate(artifact, GREEDY_TOKENS)
     if expected is None or found is None:
         return Parity(gap, allowed, tuple(workloads))
     equal = int((expected == found).sum())
-    decide = dtype == "float32" and not is_rounded
+    decide = dtype == "float32" and unrounded is None
     return Parity(gap, allowed, tuple(workloads), equal == expected.numel(), expected.numel(), decide)
 
 
@@ -219,7 +221,7 @@ def _pattern(sites: Sequence[SiteRecord]) -> Promise | None:
 def _parity(parity: Parity | None) -> Promise:
     if parity is None:
         return Promise("the artifact computes what torch computes", False, "nothing on this machine runs it")
-    detail = f"largest relative difference {parity.difference:.1e} (allowed {parity.tolerance:.0e})"
+    detail = in_words(parity.difference, parity.tolerance)
     if parity.same_tokens is not None:
         detail += f", {parity.tokens} greedy tokens {'identical' if parity.same_tokens else 'not identical'}"
     return Promise("the artifact computes what torch computes", bool(parity), detail)

@@ -8,15 +8,15 @@ runtime needs it, and one that forgets writes a file that cannot be loaded.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from compressor.errors import InternalError
 
 if TYPE_CHECKING:
-    from compressor.graph import Graph
+    from compressor.graph import Feeds, Graph, Run
 
 RoundingKind = Literal["static", "tensor", "block"]
 
@@ -72,11 +72,11 @@ def largest_code(bits: int) -> int:
 class Rounding:
     """How an activation is rounded to 8 bits.
 
-    kind "static": to scale * (code - zero) with a code from 0 to 255, both known beforehand; where zero is 128, signed
-    codes less 128 do as well. "tensor": the same, with a
-    scale and a zero from the least and the largest value of each call, as ONNX's DynamicQuantizeLinear chooses them.
-    "block": to scale * code with a code within +-127 and a scale for each `group` neighbours along the last axis, from
-    their largest magnitude, as kernels for weights of few bits do.
+    kind "static": to scale * (code - zero) with a code from 0 to 255, both known beforehand; where zero is 128,
+    signed codes less 128 do as well. "tensor": the same, with a scale and a zero from the least and the largest value
+    of each call, as ONNX's DynamicQuantizeLinear chooses them. "block": to scale * code with a code within +-127 and
+    a scale for each `group` neighbours along the last axis, from their largest magnitude, as kernels for weights of
+    few bits do.
     """
 
     kind: RoundingKind
@@ -110,6 +110,25 @@ def round_activations(graph: "Graph", points: Iterable[Point]) -> None:
             nodes[reader].replace_input_with(value, rounded)
         graph.points.append(point)
     graph.restructured()
+
+
+def unrounded(graph: "Graph") -> "Run":
+    """The graph with activations as they are, on the weights as they stand."""
+
+    def run(feeds: "Feeds") -> dict[str, Tensor]:
+        feeds = graph.adapt(feeds)
+        with torch.no_grad():
+            values = _Unrounded(graph.module).run(*(feeds[port.name] for port in graph.inputs))
+        return dict(zip((port.name for port in graph.outputs), values, strict=True))
+
+    return run
+
+
+class _Unrounded(fx.Interpreter):
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is torch.ops.compressor.round_activation.default:
+            return args[0]
+        return super().call_function(target, args, kwargs)
 
 
 # *** the operator ***

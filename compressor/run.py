@@ -30,9 +30,10 @@ from compressor.gathering import Gallery
 from compressor.graph import Feeds, Graph, Run
 from compressor.latency import Comparison, compare
 from compressor.onnx_file import MODEL_FILE
-from compressor.parity import Parity
+from compressor.parity import Parity, tolerance
 from compressor.pipeline import Context, Learner, Observer, Outcome, format_pass, run_pipeline
 from compressor.progress import Progress
+from compressor.quantization import unrounded
 from compressor.recipe import Recipe
 from compressor.report import Promise, Report, Scores, SiteRecord, Sizes, score_drop
 from compressor.shapes import Range, choose_shapes, parse_shapes, usual_feeds
@@ -251,7 +252,9 @@ class Export:
             return None
         with self._stage("build the engine"):
             self.backend.prepare(folder, shapes)
-            finish.write_reference(folder, reference.run, self._workloads(graph, shapes))
+            workloads = self._workloads(graph, shapes)
+            allowed = tolerance(reference.run, workloads.values(), self.recipe.dtype, _unrounded(reference))
+            finish.write_reference(folder, reference.run, workloads, allowed)
             try:
                 engine = self.backend.build_engine(folder, self.progress)
             except BackendError as error:  # no reason to lose the file
@@ -299,7 +302,7 @@ class Export:
         return _Proof(sites, parity, scores, promises, unscored, opened.by, exhibits)
 
     def _parity(self, reference: Graph, artifact: Run) -> Parity:
-        return proof.prove_parity(self.source, reference.run, artifact, self.recipe.dtype, bool(reference.points))
+        return proof.prove_parity(self.source, reference.run, artifact, self.recipe.dtype, _unrounded(reference))
 
     def _scores(
         self, evaluation: Evaluation | None, dense: Score | None, compressed: Score | None, artifact: Score | None
@@ -387,6 +390,10 @@ def engine_shapes(backend: Backend, source: Source, recipe: Recipe, graph: Graph
 
 def _unscored(evaluation: Evaluation | None, opened: finish.Opened) -> str:
     return f"nothing here runs the artifact: {opened.why}" if evaluation else NO_LABELS
+
+
+def _unrounded(graph: Graph) -> Run | None:
+    return unrounded(graph) if graph.points else None
 
 
 def _shapes(graph: Graph) -> dict[str, torch.Size]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.parity import TOLERANCE, Parity, difference
+from compressor.parity import ROUNDED, TOLERANCE, Parity, difference, in_words, tolerance
 
 INF, NAN = float("inf"), float("nan")
 
@@ -77,3 +77,21 @@ def test_parity_holds_within_tolerance_and_with_the_same_tokens(gap, same_tokens
 
 def test_less_precision_is_allowed_more():
     assert TOLERANCE["float32"] < TOLERANCE["float16"] < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize(("shift", "allowed"), [(0.0, ROUNDED), (0.25, 0.25)])
+def test_where_activations_are_rounded_what_rounding_changes_is_allowed(shift, allowed):
+    def rounded(feeds):
+        return {"y": torch.tensor([4.0, feeds["x"]])}
+
+    def unrounded(feeds):
+        return {"y": torch.tensor([4.0, feeds["x"] + 4 * shift])}
+
+    workloads = [{"x": 1.0}, {"x": 2.0}]
+    assert tolerance(rounded, workloads, "float32", unrounded) == pytest.approx(allowed)
+    assert tolerance(rounded, workloads, "float32") == TOLERANCE["float32"]
+
+
+@pytest.mark.parametrize(("allowed", "text"), [(1e-4, "1e-04"), (0.163, "1.6e-01")])
+def test_what_is_allowed_is_said_beside_what_was_found(allowed, text):
+    assert in_words(2.13e-6, allowed) == f"largest relative difference 2.1e-06 (allowed {text})"

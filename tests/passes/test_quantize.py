@@ -5,10 +5,14 @@ import torch
 from torch import nn
 
 from compressor.errors import InternalError, RecipeError
+from compressor.models.zoo_source import ZooSource
+from compressor.parity import difference
 from compressor.passes.quantize import Quantize
 from compressor.pipeline import Context, format_pass, parse_pass, run_pipeline
-from compressor.quantization import Point, Rounding, round_activations
+from compressor.quantization import Point, Rounding, round_activations, unrounded
+from compressor.source import Options
 from tests.compressor.tiny import Compute, graph_of, normal
+from tests.trained import WINDOW
 
 EIGHT, FOUR = "quantize{kind=int8-dynamic,sweeps=0}", "quantize{kind=int4,sweeps=0,group=16}"
 
@@ -130,3 +134,14 @@ def test_ensures_sees_a_weight_that_left_its_grid():
 def test_a_point_names_nodes_that_are_there():
     with pytest.raises(InternalError, match="there is no nothing"):
         round_activations(graph_of(nn.Linear(4, 4), normal(2, 4)), [Point("nothing", (), Rounding("tensor"))])
+
+
+def test_ranges_are_measured_on_a_model_whose_caches_have_become_smaller():
+    source = ZooSource.open("tiny-gpt2", Options(window=WINDOW))
+    graph = source.lower()
+    text = 'channels{amount="heads=0.25",importance=magnitude,refit=false}', "quantize{kind=int8,sweeps=0,samples=4}"
+    run_pipeline(graph, [parse_pass(one) for one in text], Context(source.calibration))
+    assert graph.points
+    exact = unrounded(graph)
+    for feeds in source.workloads().values():
+        assert 0 < difference(exact, graph.run, feeds) < 0.5
