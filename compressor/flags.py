@@ -182,7 +182,7 @@ MODEL = Annotated[
     ),
 ]
 PLURALS = {"--method": ("--methods",)}
-NONE = "none"
+NONE, SEPARATOR = "none", ";"
 RECIPE_FILE = Annotated[
     Path | None, typer.Option("--recipe", help="A recipe.yaml, or the folder of an artifact; flags beside it win.")
 ]
@@ -197,7 +197,8 @@ def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def takes_recipes(command: Callable[..., None]) -> Callable[..., None]:
-    """As `takes_recipe`, for a command that takes a grid of them: a flag may hold several values, `0.5,0.7`."""
+    """As `takes_recipe`, for a command that takes a grid of them: a flag may hold several values, `0.5,0.7`, or with
+    semicolons where one of them has commas of its own, `mlp=0.5,heads=0.25;0.5`."""
     return _with_flags(command, make_grid, _annotation_of_several)
 
 
@@ -255,7 +256,7 @@ class Candidate:
 def make_grid(file: Path | None, model: str | None, preset: str | None, flags: Mapping[Flag, Any]) -> list[Candidate]:
     """Every combination of the values that flags were given, each as `make_recipe` reads it. Raises RecipeError."""
     axes = {flag: _several(flag, value) for flag, value in flags.items() if value and _takes_several(flag)}
-    presets: list[str | None] = [*preset.split(",")] if preset else [None]
+    presets: list[str | None] = [*_parts(preset)] if preset else [None]
     made = []
     for word, *values in itertools.product(presets, *axes.values()):
         chosen: dict[Flag, str] = dict(zip(axes, map(str, values), strict=True))
@@ -291,16 +292,21 @@ def grid(model: str, options: Mapping[str, Any]) -> list[Candidate]:
 def _joined(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    return ",".join(map(str, value)) if isinstance(value, Iterable) else str(value)
+    return SEPARATOR.join(map(str, value)) if isinstance(value, Iterable) else str(value)
 
 
 def _several(flag: Flag, text: str) -> list[str]:
     from compressor.errors import RecipeError
 
-    values = [value.strip() for value in text.split(",")]
+    values = _parts(text)
     if not all(values):
         raise RecipeError(f"{flag.spelled[0]} has an empty value", found=repr(text), hint="values with commas between")
     return list(dict.fromkeys(values))
+
+
+def _parts(text: str) -> list[str]:
+    """The values in a text. Shares by kind, mlp=0.5,heads=0.25, are one: then a semicolon divides."""
+    return [part.strip() for part in text.split(SEPARATOR if SEPARATOR in text or "=" in text else ",")]
 
 
 def make_recipe(file: Path | None, model: str | None, preset: str | None, flags: Mapping[Flag, Any]) -> "Recipe":

@@ -106,6 +106,15 @@ def test_several_values_make_every_combination_in_the_order_typed():
     assert made[1].varied == {"sparsity": "0.5", "method": "magnitude"}
 
 
+def test_shares_by_kind_are_one_value_and_semicolons_divide():
+    [one] = grid_of(channels="mlp=0.5,heads=0.25")
+    assert one.recipe.passes[0].amount == "mlp=0.5,heads=0.25"
+    made = grid_of(channels="mlp=0.5,heads=0.25; 0.5", method=None)
+    assert [candidate.varied["channels"] for candidate in made] == ["mlp=0.5,heads=0.25", "0.5"]
+    from_python = grid("net", {"channels": ["mlp=0.5,heads=0.25", 0.5]})
+    assert [candidate.recipe for candidate in from_python] == [candidate.recipe for candidate in made]
+
+
 def test_one_value_is_no_axis_but_sparsity_is_always_shown():
     [one] = grid_of(sparsity="0.5", method="wanda", refit="3", seed="7")
     assert one.varied == {"sparsity": "0.5"}
