@@ -57,9 +57,12 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_whole(path, json.dumps(body, ensure_ascii=False))
         except OSError as error:
-            hint = f"{FOLDER}=FOLDER, or --no-cache"
-            raise OutputError(f"cannot write the cache {self.folder}", found=str(error.strerror), hint=hint) from None
+            raise self.unwritable(error) from None
         self.prune()
+
+    def unwritable(self, error: OSError) -> OutputError:
+        hint = f"{FOLDER}=FOLDER, or --no-cache"
+        return OutputError(f"cannot write the cache {self.folder}", found=str(error.strerror), hint=hint)
 
     def entries(self) -> list[Entry]:
         """Everything that is kept, most recently used first."""
@@ -98,12 +101,31 @@ class Cache:
 
 
 def open_cache() -> Cache:
-    """The cache of this user: in COMPRESS_CACHE, else where the platform keeps caches. Raises RecipeError."""
+    """The cache of this user: in COMPRESS_CACHE, else where the platform keeps caches.
+
+    Raises RecipeError when its limit is no size, and OutputError when nothing can be written there.
+    """
     from platformdirs import user_cache_path
 
     named = os.environ.get(FOLDER)
     folder = Path(named).expanduser() if named else user_cache_path("compressor", appauthor=False)
-    return Cache(folder.absolute(), parse_size(os.environ.get(LIMIT) or DEFAULT_LIMIT))
+    cache = Cache(folder.absolute(), parse_size(os.environ.get(LIMIT) or DEFAULT_LIMIT))
+    try:
+        cache.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache.folder):
+            return cache
+    except OSError as error:
+        raise cache.unwritable(error) from None
+
+
+def cache_if_any() -> Cache | None:
+    """The same; None where there is no room for one, which a single export does without unless a folder was named."""
+    try:
+        return open_cache()
+    except OutputError:
+        if os.environ.get(FOLDER):
+            raise
+        return None
 
 
 def parse_size(text: str) -> int:

@@ -100,7 +100,7 @@ def export(
         overwrite=overwrite,
         progress=progress.choose(quiet),
         dump_graph=dump_graph,
-        cache=None if no_cache else cache.open_cache(),
+        cache=None if no_cache else cache.cache_if_any(),
     )
     _print(report, json, quiet, lambda console: terminal.show_report(report, console, verbose))
     if json or quiet:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from compressor import cache as caching
 from compressor import cache_view
-from compressor.cache import Cache, open_cache, parse_size
+from compressor.cache import Cache, cache_if_any, open_cache, parse_size
 from compressor.errors import OutputError, RecipeError
 
 
@@ -101,6 +101,20 @@ def test_folder_and_limit_come_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("COMPRESS_CACHE_LIMIT")
     assert open_cache().folder.name == "compressor"
     assert open_cache().limit == 10**9
+
+
+def test_where_nothing_can_be_written_a_named_folder_is_refused_and_the_usual_one_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("COMPRESS_CACHE", str(tmp_path / "file" / "cache"))
+    for opened in (open_cache, cache_if_any):
+        with pytest.raises(OutputError, match="cannot write the cache") as caught:
+            opened()
+        assert caught.value.hint == "COMPRESS_CACHE=FOLDER, or --no-cache"
+    monkeypatch.delenv("COMPRESS_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: tmp_path / "file" / "cache")
+    assert cache_if_any() is None
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda *_, **__: tmp_path / "cache")
+    assert cache_if_any() == open_cache()
 
 
 def test_the_view_counts_prunes_and_clears(tmp_path, monkeypatch):
