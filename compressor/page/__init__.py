@@ -87,11 +87,15 @@ def _plots(report: Mapping[str, Any]) -> list[Plot]:
 
 @functools.cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["breakable"] = _breakable
-    return environment.get_template("page.html")
+    made = environment(HERE)
+    made.filters["breakable"] = _breakable
+    return made.get_template("page.html")
+
+
+def environment(*folders: Path) -> Environment:
+    """Templates of a page: what is put in is escaped, and what is missing is an error."""
+    loader = FileSystemLoader(folders)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _breakable(name: str) -> Markup:

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from compressor import page as report_page
@@ -41,16 +41,9 @@ def page(model: str, dense: Point, points: Sequence[Point], versions: Mapping[st
 
 @functools.cache
 def _template() -> Template:
-    folders = [Path(__file__).parent, report_page.HERE]
-    environment = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"bytes": human_bytes, "seconds": human_seconds}
-    return environment.get_template("sweep.html")
+    made = report_page.environment(Path(__file__).parent, report_page.HERE)
+    made.filters |= {"bytes": human_bytes, "seconds": human_seconds}
+    return made.get_template("sweep.html")
 
 
 def _pictures(dense: Point, points: Sequence[Point]) -> dict[str, Markup]:
