@@ -107,6 +107,11 @@ def replace(model: ir.Model, node: ir.Node, tape: Tape, y: ir.Value) -> None:
     """Put the tape where the node was; a Gemm's bias is added after."""
     if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
         y = tape.op("Add", [y, node.inputs[2]])
+    take_place(model, node, tape, y)
+
+
+def take_place(model: ir.Model, node: ir.Node, tape: Tape, y: ir.Value) -> None:
+    """Put the tape where the node was, and its y, under the same name, where the node's output was."""
     [old] = node.outputs
     y.type, y.shape = old.type, old.shape
     model.graph.insert_before(node, tape.nodes)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
-from compressor.backends.codes import Coded, coded, constant, reads_rows, store, take_names
+from compressor.backends.codes import Coded, coded, constant, reads_rows, store, take_names, take_place
 from compressor.contractions import Contraction, contractions
 from compressor.errors import InternalError
 from compressor.graph import Graph
@@ -97,9 +97,4 @@ def _activation(model: ir.Model, node: ir.Node, how: Rounding, signed: bool) -> 
     scale = constant(model, f"{old.name}.scale", np.array(how.scale, np.float32))
     zero = constant(model, f"{old.name}.zero", np.array(0 if signed else how.zero, kind))
     y = tape.op("DequantizeLinear", [tape.op("QuantizeLinear", [x, scale, zero]), scale, zero])
-    y.type, y.shape = old.type, old.shape
-    model.graph.insert_before(node, tape.nodes)
-    name = old.name
-    ir.convenience.replace_all_uses_with(old, y, replace_graph_outputs=True)
-    old.name, y.name = f"{name}.float", name
-    model.graph.remove(node, safe=True)
+    take_place(model, node, tape, y)

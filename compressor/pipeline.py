@@ -237,7 +237,7 @@ def choose(
             rows.append(Row(site.name, "left", reason))
         else:
             named.append(site)
-    asked = [one for one in orphans if one.is_refused and _is_named(one.name, targets, ignore)]
+    asked = [one for one in orphans if one.is_refused and is_named(one.name, targets, ignore)]
     return named, rows + [Row(one.name, "refused", one.reason) for one in asked]
 
 
@@ -254,16 +254,17 @@ def in_order(rows: Iterable[Row], graph: Graph, nothing: str, hint: str) -> list
     return sorted(rows, key=lambda row: order.get(row.site, len(order)))
 
 
-def _is_named(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
+def is_named(name: str, targets: Sequence[str], ignore: Sequence[str]) -> bool:
+    """Whether a glob of the targets names it, and none of those to ignore."""
     return not any(matches(name, glob) for glob in ignore) and any(matches(name, glob) for glob in targets)
 
 
-def check_glob(glob: str, names: Sequence[str]) -> None:
-    """Raise RecipeError when a glob names none of these."""
+def check_glob(glob: str, names: Sequence[str], what: str = "weight") -> None:
+    """Raise RecipeError when a glob names none of these. what: what they are the names of."""
     if glob == "*" or not names or any(matches(name, glob) for name in names):
         return
     near = difflib.get_close_matches(glob, names, n=3, cutoff=0.0)
-    raise RecipeError(f"no weight is named {glob!r}", found=f"the nearest are {', '.join(near)}", hint=near[0])
+    raise RecipeError(f"no {what} is named {glob!r}", found=f"the nearest are {', '.join(near)}", hint=near[0])
 
 
 def matches(name: str, glob: str) -> bool:

@@ -1,5 +1,6 @@
 """Tensors that a captured module stores, by name, and others put in their places."""
 
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -7,9 +8,7 @@ from torch import Tensor, fx, nn
 
 def stored(module: fx.GraphModule, name: str) -> Tensor:
     """The parameter, buffer or constant of that qualified name."""
-    value: object = module
-    for part in name.split("."):
-        value = getattr(value, part)
+    value = attrgetter(name)(module)
     assert isinstance(value, Tensor)
     return value
 

@@ -110,7 +110,7 @@ class Channels:
         """The groups that lose units, and for each other one a row that says why not. Raises RecipeError."""
         groups = find_groups(graph)
         for glob in (*self.targets, *self.ignore):
-            check_glob(glob, [group.name for group in groups])
+            check_glob(glob, [group.name for group in groups], "group of channels")
         whole = {group.name: row for group in groups if (row := self._why_whole(group))}
         chosen = [group for group in groups if group.name not in whole]
         if not chosen:

@@ -11,7 +11,7 @@ from compressor.blocks import Block, drop, find_blocks
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Feeds, Graph
 from compressor.passes.objectives import divergence, share
-from compressor.pipeline import Context, Outcome, Row, check_glob, in_order, matches
+from compressor.pipeline import Context, Outcome, Row, check_glob, in_order, is_named
 
 HINT = "--depth 1"
 
@@ -66,8 +66,8 @@ class Depth:
     def _choose(self, graph: Graph) -> list[Block]:
         blocks = find_blocks(graph)
         for glob in (*self.targets, *self.ignore):
-            check_glob(glob, [block.name for block in blocks])
-        chosen = [block for block in blocks if self._is_named(block.name)]
+            check_glob(glob, [block.name for block in blocks], "block")
+        chosen = [block for block in blocks if is_named(block.name, self.targets, self.ignore)]
         if len(chosen) <= self.blocks:
             raise RecipeError(
                 f"{self.blocks} blocks cannot be left out",
@@ -75,11 +75,6 @@ class Depth:
                 hint=HINT,
             )
         return chosen
-
-    def _is_named(self, name: str) -> bool:
-        return any(matches(name, glob) for glob in self.targets) and not any(
-            matches(name, glob) for glob in self.ignore
-        )
 
     def _error(
         self, graph: Graph, gone: Sequence[Block], batches: Sequence[Feeds], wanted: Sequence[Tensor], is_logits: bool

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.channels import ChannelGroup
+from compressor.cut import Keep
 from compressor.graph import Graph
 from compressor.passes.student import own_tensors
 
-Keep = Mapping[str, Tensor]  # a group's name -> (units,) bool, True where a unit stays
 Shapes = dict[str, tuple[int, ...]]
 
 

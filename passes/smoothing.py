@@ -8,6 +8,7 @@ which a refit after pruning may have made large.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor, fx
@@ -105,12 +106,5 @@ def _readers(node: fx.Node) -> Iterator[fx.Node]:
 def _are_read_once(graph: Graph, tensors: Sequence[Tensor]) -> bool:
     """Whether no two nodes fetch one of these tensors."""
     nodes = [node for node in graph.module.graph.nodes if node.op == "get_attr"]
-    fetched = [id(_fetch(graph, str(node.target))) for node in nodes]
+    fetched = [id(attrgetter(str(node.target))(graph.module)) for node in nodes]
     return all(fetched.count(id(one)) == 1 for one in tensors)
-
-
-def _fetch(graph: Graph, name: str) -> object:
-    value: object = graph.module
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

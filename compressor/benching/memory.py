@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,6 +54,8 @@ def _start() -> int:
 def _peak() -> int:
     if STATUS.exists():
         return _status("VmHWM")
+    import resource  # where there is no /proc, there may be none of it either
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -165,7 +166,7 @@ class Tracer:
         return Value(shape, tuple(self._own(port.name, shape, axis, is_state=True) for axis in axes if shape[axis] > 1))
 
     def _stored(self, node: fx.Node) -> Made:
-        tensor = _attribute(self.module, str(node.target))
+        tensor = attrgetter(str(node.target))(self.module)
         if not isinstance(tensor, Tensor):
             return None
         shape = tuple(tensor.shape)
@@ -221,10 +222,3 @@ def _names(module: fx.GraphModule) -> dict[int, str]:
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         found.setdefault(id(tensor), name)
     return found
-
-
-def _attribute(module: fx.GraphModule, name: str) -> Any:
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
