@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 
-from compressor.blocks import find_blocks
-from compressor.channels import ChannelGroup, find_groups
-from compressor.cut import cut, mask
+from compressor.channels.blocks import find_blocks
+from compressor.channels.cut import cut, mask
+from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.errors import UserError
 from compressor.graph import Graph
 from tests.compressor.laws import some, unsettle

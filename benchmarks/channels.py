@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from compressor.channels import find_groups
-from compressor.costs import costs
-from compressor.cut import cut
+from compressor.channels.cut import cut
+from compressor.channels.groups import find_groups
 from compressor.driver import open_source
 from compressor.graph import Graph, Run
-from compressor.latency import compare
 from compressor.pipeline import Context, make_pass, run_pipeline
+from compressor.proof.costs import costs
+from compressor.proof.latency import compare
+from compressor.proof.report import score_drop
 from compressor.recipe import Recipe
 from compressor.registry import load
-from compressor.report import score_drop
 from compressor.run import environment
 from compressor.spec import parse_specs
 

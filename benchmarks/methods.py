@@ -17,8 +17,8 @@ from compressor.graph import Graph
 from compressor.passes.methods import METHODS
 from compressor.passes.sparsify import Sparsify
 from compressor.pipeline import Context, run_pipeline
+from compressor.proof.report import score_drop
 from compressor.recipe import Recipe
-from compressor.report import score_drop
 from compressor.run import environment
 from compressor.source import Score
 

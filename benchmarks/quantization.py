@@ -24,11 +24,11 @@ from compressor.artifact import folder_size
 from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.driver import open_source
 from compressor.graph import Feeds, Graph, Port, Run, lower
-from compressor.latency import compare
 from compressor.models.causal_lm import CausalLM
 from compressor.pipeline import Context, parse_pass, run_pipeline
+from compressor.proof.latency import compare
+from compressor.proof.report import score_drop
 from compressor.recipe import Recipe
-from compressor.report import score_drop
 from compressor.run import environment
 
 ROOT = Path(__file__).resolve().parents[1]

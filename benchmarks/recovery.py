@@ -12,8 +12,8 @@ import torch
 
 from compressor.driver import open_source
 from compressor.pipeline import Context, Pass, make_pass, parse_pass, run_pipeline
+from compressor.proof.report import score_drop
 from compressor.recipe import Recipe
-from compressor.report import score_drop
 from compressor.run import environment
 from compressor.spec import parse_specs
 

@@ -12,28 +12,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compressor.commands.inspection import inspect
+    from compressor.commands.planning import plan
+    from compressor.commands.sweeping.run import sweep
+    from compressor.commands.weighing import sensitivity
     from compressor.driver import export
     from compressor.errors import UserError
-    from compressor.inspection import inspect
     from compressor.models.python import Model
-    from compressor.planning import plan
+    from compressor.proof.report import Report
     from compressor.recipe import Recipe
-    from compressor.report import Report
-    from compressor.sweeping.run import sweep
-    from compressor.weighing import sensitivity
 
 __all__ = ["Model", "Recipe", "Report", "UserError", "export", "inspect", "plan", "sensitivity", "sweep"]
 
 _HOMES = {
     "Model": "compressor.models.python",
     "Recipe": "compressor.recipe",
-    "Report": "compressor.report",
+    "Report": "compressor.proof.report",
     "UserError": "compressor.errors",
     "export": "compressor.driver",
-    "inspect": "compressor.inspection",
-    "plan": "compressor.planning",
-    "sensitivity": "compressor.weighing",
-    "sweep": "compressor.sweeping.run",
+    "inspect": "compressor.commands.inspection",
+    "plan": "compressor.commands.planning",
+    "sensitivity": "compressor.commands.weighing",
+    "sweep": "compressor.commands.sweeping.run",
 }
 
 

@@ -12,9 +12,9 @@ from compressor.errors import BackendError, RecipeError
 from compressor.page import write_page
 from compressor.pipeline import dump_graphs, show_changes
 from compressor.progress import QUIET, Progress
+from compressor.proof.report import Report
 from compressor.recipe import AUTO, Recipe
 from compressor.registry import load, names
-from compressor.report import Report
 from compressor.run import Export
 from compressor.source import Backend, Options, Source
 

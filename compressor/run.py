@@ -17,25 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor import debugging, finish, proof
+from compressor import debugging
 from compressor.artifact import folder_size
 from compressor.back_off import back_off, check_back_off
 from compressor.cache import Cache
-from compressor.costs import CostChange, Costs, costs_of
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, RecipeError
-from compressor.exhibits import Exhibits
 from compressor.fingerprint import model_digest, score_key
-from compressor.gathering import Gallery
 from compressor.graph import Feeds, Graph, Run
-from compressor.latency import Comparison, compare
 from compressor.onnx_file import MODEL_FILE
-from compressor.parity import Parity, tolerance
 from compressor.pipeline import Context, Learner, Observer, Outcome, format_pass, run_pipeline
 from compressor.progress import Progress
+from compressor.proof import finish, proving
+from compressor.proof.costs import CostChange, Costs, costs_of
+from compressor.proof.exhibits import Exhibits
+from compressor.proof.gathering import Gallery
+from compressor.proof.latency import Comparison, compare
+from compressor.proof.parity import Parity, tolerance
+from compressor.proof.report import Promise, Report, Scores, SiteRecord, Sizes, score_drop
 from compressor.quantization import unrounded
 from compressor.recipe import Recipe
-from compressor.report import Promise, Report, Scores, SiteRecord, Sizes, score_drop
 from compressor.shapes import Range, choose_shapes, parse_shapes, usual_feeds
 from compressor.source import Backend, Evaluation, Score, Source, Training
 
@@ -268,7 +269,7 @@ class Export:
         usual = usual_feeds(graph, first, shapes) if shapes else first
         if any(usual[name].shape != x.shape for name, x in first.items()):
             found["usual shapes"] = usual
-        return {name: graph.adapt(proof.in_dtype(feeds, self.recipe.dtype)) for name, feeds in found.items()}
+        return {name: graph.adapt(proving.in_dtype(feeds, self.recipe.dtype)) for name, feeds in found.items()}
 
     def _prove(
         self,
@@ -283,18 +284,18 @@ class Export:
         gallery: Gallery,
     ) -> _Proof:
         opened = finish.open_artifact(self.backend, folder, engine)
-        artifact = proof.adapted(graph, proof.cast(opened.run, self.recipe.dtype)) if opened.run else None
+        artifact = proving.adapted(graph, proving.cast(opened.run, self.recipe.dtype)) if opened.run else None
         score = self._score("score the artifact", evaluation, artifact) if artifact else None
         scores = self._scores(evaluation, dense, compressed, score)
         rows = (row for one in outcomes for row in one.rows)
         with self._stage("check the artifact"):
             stored = self.backend.stored(folder)
-            sites = proof.site_records(graph, rows, stored)
+            sites = proving.site_records(graph, rows, stored)
             parity = self._parity(reference, artifact) if artifact else None
         with self._stage("show samples to the artifact"):
             timed = self._workloads(graph, {}) if self.recipe.passes and engine is None else {}
             exhibits = gallery.exhibits(artifact, sites, stored, timed)
-        promises = proof.promises(sites, scores, parity, self.recipe.allow_partial)
+        promises = proving.promises(sites, scores, parity, self.recipe.allow_partial)
         if isinstance(self.backend, EngineBackend) and engine is not None:
             sites = finish.with_verdicts(sites, self.backend.check(folder / MODEL_FILE), engine)
             promises += finish.engine_promises(sites, engine)
@@ -302,7 +303,7 @@ class Export:
         return _Proof(sites, parity, scores, promises, unscored, opened.by, exhibits)
 
     def _parity(self, reference: Graph, artifact: Run) -> Parity:
-        return proof.prove_parity(self.source, reference.run, artifact, self.recipe.dtype, _unrounded(reference))
+        return proving.prove_parity(self.source, reference.run, artifact, self.recipe.dtype, _unrounded(reference))
 
     def _scores(
         self, evaluation: Evaluation | None, dense: Score | None, compressed: Score | None, artifact: Score | None
@@ -320,7 +321,7 @@ class Export:
                 inputs = {name: feeds for name, (feeds, _) in finish.read_reference(folder).items()}
                 return finish.time_engines(self.backend, folder, inputs, finish.stand_in(folder, threads=1)[0])
             dense, artifact = self.backend.open(twin, threads=1), self.backend.open(folder, threads=1)
-            return proof.time_beside_dense(self.source, graph, dense, artifact, self.recipe.dtype, self.progress)
+            return proving.time_beside_dense(self.source, graph, dense, artifact, self.recipe.dtype, self.progress)
 
     def _report(
         self,

@@ -20,7 +20,7 @@ from compressor.models import zoo
 from compressor.models.data import Kind, Records, Splits, open_data
 from compressor.models.resized import is_resized, resized
 from compressor.models.task import Options
-from compressor.parity import TOLERANCE, difference
+from compressor.proof.parity import TOLERANCE, difference
 from compressor.source import Evaluation, Showcase, Training
 
 DIGESTED = 4  # samples whose inputs stand for how all of them are prepared

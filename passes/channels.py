@@ -8,11 +8,10 @@ from typing import ClassVar
 import torch
 
 from compressor.calibrate import calibrate
-from compressor.channels import ChannelGroup, find_groups
-from compressor.cut import cut, mask
+from compressor.channels.cut import cut, mask
+from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Feeds, Graph
-from compressor.parity import TOLERANCE, difference
 from compressor.passes.amounts import HINT, Amounts
 from compressor.passes.columns import ColumnSolver, columns_kept, readers
 from compressor.passes.extents import Keep, shapes_after
@@ -22,6 +21,7 @@ from compressor.passes.selection import CHANNELS, TARGETS, Selection
 from compressor.passes.solve import Numbers
 from compressor.passes.student import own_tensors
 from compressor.pipeline import Context, Outcome, Row, check_glob, in_order, matches
+from compressor.proof.parity import TOLERANCE, difference
 from compressor.registry import unknown
 from compressor.sites import WeightSite
 

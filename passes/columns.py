@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressor.channels import ChannelGroup
+from compressor.channels.groups import ChannelGroup
 from compressor.graph import Graph
 from compressor.passes.removal import refitted
 from compressor.passes.solve import BlockSolver

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from compressor.blocks import Block, drop, find_blocks
+from compressor.channels.blocks import Block, drop, find_blocks
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Feeds, Graph
 from compressor.passes.objectives import divergence, share

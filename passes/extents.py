@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from compressor.channels import ChannelGroup
-from compressor.cut import Keep
+from compressor.channels.cut import Keep
+from compressor.channels.groups import ChannelGroup
 from compressor.graph import Graph
 from compressor.passes.student import own_tensors
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from compressor.calibrate import calibrate
-from compressor.channels import ChannelGroup
+from compressor.channels.groups import ChannelGroup
 from compressor.graph import Graph
 from compressor.passes.columns import Reader, readers
 from compressor.passes.damping import choose_lambda, dampen

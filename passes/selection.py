@@ -8,14 +8,14 @@ from functools import cached_property
 from torch import Tensor
 
 from compressor.calibrate import measure
-from compressor.channels import ChannelGroup
-from compressor.costs import costs
-from compressor.cut import cut
+from compressor.channels.cut import cut
+from compressor.channels.groups import ChannelGroup
 from compressor.errors import RecipeError
 from compressor.graph import Graph
 from compressor.passes.extents import Keep, parameters_after, per_unit
 from compressor.passes.ranking import Ranked, choose_units, least_share
 from compressor.pipeline import Context
+from compressor.proof.costs import costs
 
 CHANNELS, PARAMETERS, FLOPS, LATENCY = TARGETS = ("channels", "parameters", "flops", "latency")
 

@@ -20,7 +20,7 @@ from compressor.page.roofline import roofline_plot
 from compressor.page.samples import agreement, samples
 from compressor.page.table import site_table
 from compressor.page.texture import texture_plot
-from compressor.report import as_json, read_report
+from compressor.proof.report import as_json, read_report
 from compressor.units import human_seconds
 
 PAGE = "report.html"

@@ -6,11 +6,11 @@ from torch import nn
 
 from compressor import driver, onnx_file
 from compressor.backends.onnxruntime import OnnxRuntime
+from compressor.commands.inspection import inspect
 from compressor.contractions import packed, unpacked
 from compressor.errors import BackendError, DataError, RecipeError
-from compressor.inspection import inspect
-from compressor.parity import difference
 from compressor.pipeline import Context, parse_pass, run_pipeline
+from compressor.proof.parity import difference
 from compressor.recipe import Recipe
 from tests.compressor.tiny import Compute, graph_of, normal
 

@@ -11,9 +11,9 @@ from compressor import onnx_file
 from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.errors import BackendError
 from compressor.graph import Graph
-from compressor.parity import TOLERANCE, difference
 from compressor.passes.masks import nm_fraction
 from compressor.pipeline import Context, parse_pass, run_pipeline
+from compressor.proof.parity import TOLERANCE, difference
 from tests.compressor.tiny import Compute, graph_of, normal
 from tests.trained import lowered, restored
 

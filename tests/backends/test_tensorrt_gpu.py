@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from compressor import building
 from compressor.backends.tensorrt import TensorRT, TensorRTRTX
 from compressor.backends.tensorrt_build import write_spec
+from compressor.commands import building
 from compressor.driver import export
 from compressor.engine import Engine
 from compressor.errors import BackendError

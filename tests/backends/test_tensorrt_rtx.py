@@ -17,8 +17,8 @@ from compressor.backends.tensorrt_build import write_spec
 from compressor.backends.tensorrt_child import Child, ask
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, BuildError, NoDeviceError, NotInstalledError, ParseError
-from compressor.parity import ROUNDED, difference
 from compressor.pipeline import Context, parse_pass, run_pipeline
+from compressor.proof.parity import ROUNDED, difference
 from compressor.shapes import Range, choose_shapes
 from tests.backends.graphs import K, N, model, normal, sparse, write
 from tests.backends.test_integers import Residual

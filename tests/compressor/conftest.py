@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from compressor import driver, proof
-from compressor.report import Report
+from compressor import driver
+from compressor.proof import proving
+from compressor.proof.report import Report
 
 RESNET = "export{model=tiny-resnet,samples=64,max_drop=5} | sparsify{pattern=2:4,samples=16}"
 
@@ -20,7 +21,7 @@ def resnet(tmp_path_factory) -> tuple[Path, Report]:
 @pytest.fixture
 def quick(monkeypatch):
     """Timing that takes no time."""
-    compare = proof.compare
+    compare = proving.compare
     monkeypatch.setattr(
-        proof, "compare", lambda runs, name, feeds: compare(runs, name, feeds, seconds=0.01, rounds=(4, 4))
+        proving, "compare", lambda runs, name, feeds: compare(runs, name, feeds, seconds=0.01, rounds=(4, 4))
     )

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from compressor.channels import ChannelGroup, find_groups
-from compressor.cut import cut, mask
+from compressor.channels.cut import cut, mask
+from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.graph import Graph
 
 CLOSE = 1e-12  # float64

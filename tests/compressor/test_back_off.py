@@ -9,7 +9,7 @@ from compressor.back_off import back_off
 from compressor.errors import RecipeError
 from compressor.graph import Graph
 from compressor.pipeline import Context, Outcome, Row, parse_pass, run_pipeline
-from compressor.report import score_drop
+from compressor.proof.report import score_drop
 from tests.compressor.tiny import graph_of, normal
 from tests.trained import lowered, restored
 

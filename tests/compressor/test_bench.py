@@ -10,11 +10,11 @@ import torch
 from onnx import parser
 from rich.console import Console
 
-from compressor.benching import memory
-from compressor.benching.contestant import find
-from compressor.benching.feeds import signature
-from compressor.benching.run import Bench, Settings, bench, sizes_of
-from compressor.benching.table import show_bench
+from compressor.commands.benching import memory
+from compressor.commands.benching.contestant import find
+from compressor.commands.benching.feeds import signature
+from compressor.commands.benching.run import Bench, Settings, bench, sizes_of
+from compressor.commands.benching.table import show_bench
 from compressor.errors import BackendError, RecipeError, SourceError
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'

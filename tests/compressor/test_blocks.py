@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.blocks import Block, drop, find_blocks
+from compressor.channels.blocks import Block, drop, find_blocks
 from compressor.errors import RecipeError
 from compressor.graph import Graph
 from tests.compressor.tiny import Compute, graph_of, normal

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor import cache as caching
-from compressor import cache_view
 from compressor.cache import Cache, cache_if_any, open_cache, parse_size
+from compressor.cli import cache_view
 from compressor.errors import OutputError, RecipeError
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.channels import find_groups
+from compressor.channels.groups import find_groups
+from compressor.channels.permute import permute
 from compressor.graph import Graph
-from compressor.permute import permute
 from tests.compressor.laws import CLOSE, check_the_law, some, unsettle
 from tests.compressor.tiny import graph_of, normal
 

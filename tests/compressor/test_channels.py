@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.channel_listing import listing
-from compressor.channels import find_groups
+from compressor.channels.groups import find_groups
+from compressor.channels.listing import listing
 from compressor.errors import SourceError
 from compressor.graph import Graph, Port, lower
 from tests.compressor.tiny import BATCH, Compute, graph_of, normal

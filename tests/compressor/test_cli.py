@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compressor import cli, driver
+from compressor import driver
 from compressor.backends.onnxruntime import OnnxRuntime
+from compressor.cli import entry
 from compressor.errors import InternalError
 from compressor.models import zoo
 from compressor.recipe import Recipe
@@ -90,7 +91,7 @@ def compress(monkeypatch, capsys, quick):
         before = signal.getsignal(signal.SIGTERM)
         try:
             with pytest.raises(SystemExit) as stopped:
-                cli.main()
+                entry.main()
         finally:
             signal.signal(signal.SIGTERM, before)
         captured = capsys.readouterr()
@@ -100,7 +101,7 @@ def compress(monkeypatch, capsys, quick):
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "compressor.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "compressor.cli.entry", *map(str, arguments)]
 
 
 def process(*arguments: object, **options: object) -> Ran:
@@ -111,7 +112,7 @@ def process(*arguments: object, **options: object) -> Ran:
 
 def one_paragraph(ran: Ran) -> str:
     """The message of a mistake of the user's: exit code 2, no traceback, nothing on standard output."""
-    assert ran.code == cli.USER, ran
+    assert ran.code == entry.USER, ran
     assert ran.out == ""
     assert ran.err.startswith("compress: "), ran.err
     assert "Traceback" not in ran.err
@@ -211,7 +212,7 @@ def test_a_reader_that_leaves_changes_no_exit_code():
 def test_a_sweep_is_a_table_a_page_and_json(compress, folder):
     arguments = ("sweep", "net.py:make", "--sparsity", "0.5,3:7", *PRUNE[2:], "-o", "out")
     ran = compress(*arguments)
-    assert (ran.code, ran.err) == (cli.NOT_MET, "")
+    assert (ran.code, ran.err) == (entry.NOT_MET, "")
     assert max(map(len, ran.out.splitlines())) <= 80
     assert "3:7: no site can take 3:7" in ran.out
     assert Path("out/sweep.html").exists()
@@ -222,7 +223,7 @@ def test_a_sweep_is_a_table_a_page_and_json(compress, folder):
 
 
 def test_every_command_can_print_json():
-    functions = [command.callback for command in cli.app.registered_commands if command.callback]
+    functions = [command.callback for command in entry.app.registered_commands if command.callback]
     assert not [one.__name__ for one in functions if "json" not in inspect.signature(one).parameters]
 
 
@@ -233,7 +234,7 @@ def completed(*words: str) -> list[str]:
         "COMP_WORDS": " ".join(words),
         "COMP_CWORD": str(len(words) - 1),
     }
-    code = "import sys; sys.argv = ['compress']; from compressor.cli import main; main()"
+    code = "import sys; sys.argv = ['compress']; from compressor.cli.entry import main; main()"
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
     return done.stdout.split()
 
@@ -249,7 +250,7 @@ def test_a_shell_completes_commands_and_flags():
 
 def test_a_promise_that_is_not_met_ends_with_1(folder):
     ran = process("export", "net.py:odd", *PRUNE, "--targets", "*.weight", "-o", "out")
-    assert (ran.code, ran.err) == (cli.NOT_MET, "")
+    assert (ran.code, ran.err) == (entry.NOT_MET, "")
     assert ran.out.startswith("NOT MET  net.py:odd -> out/")
     assert leftovers(folder) == ["out"]
 
@@ -257,7 +258,7 @@ def test_a_promise_that_is_not_met_ends_with_1(folder):
 @pytest.mark.parametrize("flag", ["--quiet", "--json"])
 def test_without_a_table_it_is_said_on_standard_error(compress, flag):
     ran = compress("export", "net.py:odd", *PRUNE, "--targets", "*.weight", flag)
-    assert ran.code == cli.NOT_MET
+    assert ran.code == entry.NOT_MET
     assert ran.err.startswith("compress: not met: every named site is changed: 2 sites changed, 1 refused (4.weight")
 
 
@@ -271,7 +272,7 @@ def test_a_drop_beyond_the_budget_ends_with_1(compress):
         "export", "tiny-resnet", "-s", "0.95", "--method", "magnitude", "--refit", "0", "--samples", "32",
         "--max-drop", "1%", "-q",
     )  # fmt: skip
-    assert ran.code == cli.NOT_MET
+    assert ran.code == entry.NOT_MET
     assert re.search(r"not met: the score stays within the budget: top-1 \(%\) [\d.]+ points worse than dense", ran.err)
 
 
@@ -332,7 +333,7 @@ def test_a_recipe_that_cannot_be_read_is_one_paragraph(compress, text, what):
 @pytest.mark.parametrize("arguments", [("exprt",), ("export", "net.py:make", "--sparsty", "2:4"), ("export", "a", "b")])
 def test_a_flag_nobody_knows_is_the_user_s(compress, arguments):
     ran = compress(*arguments)
-    assert (ran.code, ran.out) == (cli.USER, "")
+    assert (ran.code, ran.out) == (entry.USER, "")
     assert "Usage: compress" in ran.err
     assert "Traceback" not in ran.err
 
@@ -341,7 +342,7 @@ def test_a_mistake_in_a_process_of_its_own_ends_with_2_and_debugging_shows_the_t
     arguments = ("export", "net.py:make", "--dtype", "float61")
     assert "unknown dtype" in one_paragraph(process(*arguments))
     ran = process(*arguments, env=os.environ | {"COMPRESS_DEBUG": "1"})
-    assert ran.code == cli.USER
+    assert ran.code == entry.USER
     assert ran.err.startswith("Traceback")
     assert "compress: unknown dtype 'float61'" in ran.err
 
@@ -499,8 +500,8 @@ def wait_for(path: Path, seconds: float = 120) -> None:
 @pytest.mark.parametrize(
     ("number", "code"),
     [
-        pytest.param(signal.SIGINT, cli.INTERRUPTED, id="Ctrl-C"),
-        pytest.param(signal.SIGTERM, cli.TERMINATED, id="a polite kill", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, entry.INTERRUPTED, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, entry.TERMINATED, id="a polite kill", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_stopped_leaves_nothing(folder, number, code):
@@ -566,6 +567,6 @@ def test_a_bug_of_ours_keeps_its_traceback(compress, monkeypatch, error):
 
     monkeypatch.setattr(driver, "export", fail)
     ran = compress("export", "net.py:make")
-    assert (ran.code, ran.out) == (cli.BUG, "")
+    assert (ran.code, ran.out) == (entry.BUG, "")
     assert ran.err.startswith("Traceback")
     assert "this is a bug of ours" in ran.err

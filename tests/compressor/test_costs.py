@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from compressor.costs import costs
 from compressor.graph import Graph
+from compressor.proof.costs import costs
 from tests.compressor.tiny import Compute, graph_of, normal
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.channels import find_groups
-from compressor.cut import cut, mask
+from compressor.channels.cut import cut, mask
+from compressor.channels.groups import find_groups
+from compressor.channels.permute import permute
 from compressor.errors import RecipeError
 from compressor.graph import Graph
-from compressor.permute import permute
 from tests.compressor.laws import check_the_law, some
 from tests.compressor.tiny import graph_of, normal
 

@@ -24,7 +24,7 @@ from compressor.models.task import perplexity
 from compressor.passes.fit import Fit
 from compressor.passes.sparsify import Sparsify
 from compressor.pipeline import parse_pass
-from compressor.proof import promises
+from compressor.proof.proving import promises
 from compressor.recipe import Recipe
 from compressor.source import Evaluation, Options, Probe
 

@@ -14,17 +14,20 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import building, checking, cli, finish, registry
+from compressor import registry
 from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.backends.tensorrt import TensorRT, TensorRTRTX
+from compressor.cli import entry
+from compressor.commands import building, checking
+from compressor.commands.planning import plan
 from compressor.driver import export
 from compressor.engine import Engine, Layer, Verdict
 from compressor.errors import BackendError, BuildError, NoDeviceError, RecipeError, SourceError
-from compressor.finish import engine_promises, read_reference
-from compressor.latency import compare
-from compressor.planning import plan
+from compressor.proof import finish
+from compressor.proof.finish import engine_promises, read_reference
+from compressor.proof.latency import compare
+from compressor.proof.report import Promise, Report, SiteRecord
 from compressor.recipe import Recipe
-from compressor.report import Promise, Report, SiteRecord
 
 PRUNE = "sparsify{pattern=2:4,method=magnitude,refit=0}"
 FIT, RAN = "sparse kernels can take what is sparse", "the engine is built and has run"
@@ -215,7 +218,7 @@ def compress(monkeypatch, capsys, tmp_path):
         before = signal.getsignal(signal.SIGTERM)
         try:
             with pytest.raises(SystemExit) as stopped:
-                cli.main()
+                entry.main()
         finally:
             signal.signal(signal.SIGTERM, before)
         captured = capsys.readouterr()

@@ -4,10 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.exhibits import Exhibits
-from compressor.gathering import COLUMNS, ROWS, Gallery, texture, traffic
-from compressor.report import SiteRecord
-from compressor.roofs import measure_roofs
+from compressor.proof.exhibits import Exhibits
+from compressor.proof.gathering import COLUMNS, ROWS, Gallery, texture, traffic
+from compressor.proof.report import SiteRecord
+from compressor.proof.roofs import measure_roofs
 from compressor.source import Answer, Showcase, Stored
 
 

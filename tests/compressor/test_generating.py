@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor import driver, generating
+from compressor import driver
+from compressor.commands import generating
+from compressor.commands.generating import generate
+from compressor.commands.sampling import blank, chooser, tokens
 from compressor.errors import OutputError, RecipeError, SourceError
-from compressor.generating import generate
-from compressor.sampling import blank, chooser, tokens
 from tests.models.architectures import CAUSAL, build, words, words_tokenizer
 
 PROMPT = "w3 w1 w4"

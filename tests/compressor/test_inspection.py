@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from compressor import onnx_file
+from compressor.commands.inspection import inspect
 from compressor.errors import BackendError, SourceError, UserError
-from compressor.inspection import inspect
 from tests.compressor.tiny import graph_of, normal
 
 

@@ -3,8 +3,8 @@ import itertools
 import pytest
 import torch
 
-from compressor import latency
-from compressor.latency import WARM_UP, compare
+from compressor.proof import latency
+from compressor.proof.latency import WARM_UP, compare
 
 
 class Clock:

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.building import Built
-from compressor.costs import CostChange, Costs
+from compressor.commands.building import Built
 from compressor.engine import Engine
 from compressor.errors import OutputError
-from compressor.exhibits import Exhibits, Sample, Texture
 from compressor.models.task import top1
 from compressor.page import render, write_page
 from compressor.page.svg import decades
-from compressor.report import Promise, Report, Scores, SiteRecord, score_drop
-from compressor.roofs import Roofs
+from compressor.proof.costs import CostChange, Costs
+from compressor.proof.exhibits import Exhibits, Sample, Texture
+from compressor.proof.report import Promise, Report, Scores, SiteRecord, score_drop
+from compressor.proof.roofs import Roofs
 from compressor.source import Answer
 from tests.compressor.test_report import report
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressor.parity import ROUNDED, TOLERANCE, Parity, difference, in_words, tolerance
+from compressor.proof.parity import ROUNDED, TOLERANCE, Parity, difference, in_words, tolerance
 
 INF, NAN = float("inf"), float("nan")
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.channels import find_groups
+from compressor.channels.groups import find_groups
+from compressor.channels.permute import permute
 from compressor.errors import RecipeError
 from compressor.graph import Graph
-from compressor.permute import permute
 from tests.compressor.test_channels import attention
 from tests.compressor.tiny import graph_of, normal
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor import planning
+from compressor.commands import planning
+from compressor.commands.planning import plan
 from compressor.errors import DataError, RecipeError
-from compressor.planning import plan
 
 MAGNITUDE = "export | sparsify{pattern=2:4,method=magnitude,refit=0}"
 

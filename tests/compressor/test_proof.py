@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from compressor.graph import Graph
 from compressor.models.task import perplexity
-from compressor.parity import Parity
 from compressor.pipeline import Row
 from compressor.progress import QUIET
-from compressor.proof import (
+from compressor.proof.parity import Parity
+from compressor.proof.proving import (
     cast,
     most_nonzero,
     observed_pattern,
@@ -21,7 +21,7 @@ from compressor.proof import (
     site_records,
     time_beside_dense,
 )  # fmt: skip
-from compressor.report import Scores, SiteRecord, score_drop
+from compressor.proof.report import Scores, SiteRecord, score_drop
 from compressor.source import Stored
 from tests.compressor.tiny import Compute, graph_of, normal
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressor.costs import CostChange, Costs
 from compressor.engine import Engine, Layer
-from compressor.exhibits import Exhibits, Sample, Texture
-from compressor.latency import Comparison, Latency
 from compressor.models.task import perplexity, top1
-from compressor.parity import Parity
-from compressor.report import Promise, Report, Scores, SiteRecord, Sizes, as_json, score_drop
-from compressor.roofs import Roofs
+from compressor.proof.costs import CostChange, Costs
+from compressor.proof.exhibits import Exhibits, Sample, Texture
+from compressor.proof.latency import Comparison, Latency
+from compressor.proof.parity import Parity
+from compressor.proof.report import Promise, Report, Scores, SiteRecord, Sizes, as_json, score_drop
+from compressor.proof.roofs import Roofs
 from compressor.source import Answer
 
 NAN = math.nan

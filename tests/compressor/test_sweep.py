@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from compressor import driver, latency, proof
+from compressor import driver
 from compressor.cache import Cache
+from compressor.commands.sweeping import run
+from compressor.commands.sweeping.pareto import COSTS, front
+from compressor.commands.sweeping.plot import legend, log_ticks, picture, round_ticks
+from compressor.commands.sweeping.point import Point, Speed
+from compressor.commands.sweeping.run import Sweep, sweep
+from compressor.commands.sweeping.table import show_sweep
 from compressor.errors import OutputError, RecipeError
+from compressor.proof import latency, proving
+from compressor.proof.report import Report, Sizes
 from compressor.recipe import Recipe
-from compressor.report import Report, Sizes
-from compressor.sweeping import run
-from compressor.sweeping.pareto import COSTS, front
-from compressor.sweeping.plot import legend, log_ticks, picture, round_ticks
-from compressor.sweeping.point import Point, Speed
-from compressor.sweeping.run import Sweep, sweep
-from compressor.sweeping.table import show_sweep
 
 NET = """
 import torch
@@ -53,7 +54,7 @@ def real(tmp_path_factory) -> tuple[Sweep, Path, Cache]:
     cache = Cache(folder / "cache", 10**6)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(proof, "compare", functools.partial(latency.compare, seconds=0.01, rounds=(4, 4)))
+        patch.setattr(proving, "compare", functools.partial(latency.compare, seconds=0.01, rounds=(4, 4)))
         return sweep("net.py:make", sparsity=["0.5", "1:4"], cache=cache, **PLAIN), folder, cache
 
 

@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from compressor.costs import CostChange, Costs
-from compressor.inspection import inspect
-from compressor.planning import Cost, Plan
-from compressor.report import Promise, Report, SiteRecord
-from compressor.terminal import show_inspection, show_names, show_plan, show_report
+from compressor.cli.terminal import show_inspection, show_names, show_plan, show_report
+from compressor.commands.inspection import inspect
+from compressor.commands.planning import Cost, Plan
+from compressor.proof.costs import CostChange, Costs
+from compressor.proof.report import Promise, Report, SiteRecord
 from compressor.units import human_bytes, human_seconds
 from tests.compressor.test_report import report
 from tests.compressor.tiny import normal

@@ -9,9 +9,9 @@ from rich.console import Console
 from torch import nn
 
 import compressor
+from compressor.cli.terminal import show_weighing
+from compressor.commands.weighing import sensitivity
 from compressor.errors import RecipeError
-from compressor.terminal import show_weighing
-from compressor.weighing import sensitivity
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_every_link_between_files_leads_somewhere(page):
 
 
 def test_the_readme_names_every_command():
-    from compressor.cli import app
+    from compressor.cli.entry import app
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in app.registered_commands:

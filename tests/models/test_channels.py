@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from compressor.channel_listing import listing
-from compressor.channels import find_groups
-from compressor.cut import cut, mask
+from compressor.channels.cut import cut, mask
+from compressor.channels.groups import find_groups
+from compressor.channels.listing import listing
 from compressor.models.causal_lm import CausalLM, greedy
 from compressor.source import Options
 from tests.compressor.laws import check_all_laws, some

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressor.channels import find_groups
-from compressor.cut import cut
+from compressor.channels.cut import cut
+from compressor.channels.groups import find_groups
 from compressor.graph import Graph
 from compressor.models.causal_lm import CausalLM
 from compressor.models.pretrained import PROGRAM

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.costs import costs
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
 from compressor.passes.channels import Channels
 from compressor.pipeline import Context, Outcome, Row, format_pass, parse_pass, run_pipeline
+from compressor.proof.costs import costs
 from tests.compressor.tiny import graph_of, normal
 
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from compressor.errors import InternalError, RecipeError
 from compressor.models.zoo_source import ZooSource
-from compressor.parity import difference
 from compressor.passes.quantize import Quantize
 from compressor.pipeline import Context, format_pass, parse_pass, run_pipeline
+from compressor.proof.parity import difference
 from compressor.quantization import Point, Rounding, round_activations, unrounded
 from compressor.source import Options
 from tests.compressor.tiny import Compute, graph_of, normal

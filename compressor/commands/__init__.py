@@ -1,0 +1,1 @@
+"""What commands other than `export` do: one module each, for Python as for the command line."""
