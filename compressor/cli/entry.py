@@ -223,11 +223,11 @@ def diff(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="One row per weight, and the graphs.")] = False,
 ) -> None:
     """Compare two models, files or artifacts, graphs and weights."""
-    from compressor.cli import terminal
+    from compressor.cli.diff_view import show_diff
     from compressor.commands import diffing
 
     found = diffing.diff(before, after, trust_remote_code=trust_remote_code)
-    _print(found, json, quiet, lambda console: terminal.show_diff(found, console, verbose))
+    _print(found, json, quiet, lambda console: show_diff(found, console, verbose))
     raise typer.Exit(OK if found else NOT_MET)
 
 
@@ -242,10 +242,10 @@ def generate(
     json: Json = False,
 ) -> None:
     """Hear a compressed language model beside the dense one."""
-    from compressor.cli import terminal
+    from compressor.cli.talk import Talk
     from compressor.commands import generating
 
-    talk = terminal.Talk(_console(), prompt)
+    talk = Talk(_console(), prompt)
     hear = (lambda by, piece: None) if json else talk.hear
     with _reader_may_leave():
         said = generating.generate(

@@ -170,7 +170,7 @@ def test_codes_are_compared_by_the_values_that_they_stand_for(tmp_path, kind):
 
 
 def test_the_table_fits_and_tells_what_turned_into_what(write):
-    from compressor.cli.terminal import show_diff
+    from compressor.cli.diff_view import show_diff
 
     found = diff(write("a", W=W), write("b", "H = MatMul(X, W) Z = Relu(H) Y = Relu(Z)", W=sparse(64, 32).astype("f4")))
     text = shown(show_diff, found)

@@ -1,0 +1,34 @@
+"""What models say, printed while they say it."""
+
+from rich.console import Console
+from rich.text import Text
+
+from compressor.commands.generating import Generated
+from compressor.layout import facts
+
+
+class Talk:
+    """Prints what models say while they say it."""
+
+    def __init__(self, console: Console, prompt: str):
+        self._console, self._prompt, self._by = console, prompt, ""
+
+    def hear(self, by: str, piece: str) -> None:
+        if by != self._by:
+            self._console.print(Text.assemble("\n\n" if self._by else "", (by, "bold")))
+            self._console.print(Text(self._prompt, style="dim"), end="", soft_wrap=True)
+            self._by = by
+        self._console.print(Text(piece), end="", soft_wrap=True)
+
+    def end(self, said: Generated) -> None:
+        """How fast each was, and how far they agree."""
+        made = facts()
+        for one in said.said:
+            rate = f", then {one.per_second:.0f} tokens per second" if one.per_second else ""
+            text = f"{len(one.tokens)} tokens, the first after {one.first_ms:.0f} ms{rate}"
+            made.add_row(one.by, f"{one.runtime}: {text}")
+        if said.same is not None:
+            least = min(len(one.tokens) for one in said.said)
+            made.add_row("the same", f"the first {said.same} of {least} tokens")
+        self._console.print("\n")
+        self._console.print(made)
