@@ -395,7 +395,3 @@ def _print_traceback(error: Exception) -> None:
     import traceback
 
     traceback.print_exception(error)
-
-
-if __name__ == "__main__":
-    main()

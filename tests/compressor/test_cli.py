@@ -101,7 +101,7 @@ def compress(monkeypatch, capsys, quick):
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "compressor.cli.entry", *map(str, arguments)]
+    return [sys.executable, "-m", "compressor.cli", *map(str, arguments)]
 
 
 def process(*arguments: object, **options: object) -> Ran:
