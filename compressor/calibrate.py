@@ -148,7 +148,7 @@ class _Streams:
         statistics = empty_statistics(part.sites, self.cross)
         block = Block(part, statistics, self.machine, self.pruned, [], [], self.final)
         for at, batch in enumerate(self.pruned):
-            seen = batch | self.machine.run_nodes(part.nodes, batch, keep=_watched(part) | part.outputs)
+            seen = batch | self.machine.run_nodes(part.nodes, batch, keep=watched(part) | part.outputs)
             dense = self._carry_dense(part, at) if self.dense else seen
             if self.dense:
                 block.pruned.append({node: seen[node] for node in part.outputs})
@@ -160,7 +160,7 @@ class _Streams:
 
     def _carry_dense(self, part: Segment, at: int) -> Values:
         before = self.dense[at]
-        seen = before | self.machine.run_nodes(part.nodes, before, keep=part.live | part.outputs | _watched(part))
+        seen = before | self.machine.run_nodes(part.nodes, before, keep=part.live | part.outputs | watched(part))
         self.dense[at] = {node: value for node, value in seen.items() if node in part.live}
         return seen
 
@@ -192,7 +192,7 @@ def measure(graph: Graph, sites: Sequence[WeightSite], batch: Feeds) -> Measured
     seconds, live, sizes, rows = 0.0, [0], [], {}
     for part in segments(graph, sites):
         start = time.perf_counter()
-        values |= machine.run_nodes(part.nodes, values, keep=part.live | _watched(part))
+        values |= machine.run_nodes(part.nodes, values, keep=part.live | watched(part))
         seconds += time.perf_counter() - start
         for site in part.sites:
             rows[site] = sum(site.n_positions(use, values[use.activation]) for use in site.uses)
@@ -202,7 +202,7 @@ def measure(graph: Graph, sites: Sequence[WeightSite], batch: Feeds) -> Measured
     return Measured(seconds, rows, max(live), tuple(sizes))
 
 
-def _watched(part: Segment) -> set[fx.Node]:
+def watched(part: Segment) -> set[fx.Node]:
     return {use.activation for site in part.sites for use in site.uses}
 
 

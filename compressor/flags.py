@@ -57,6 +57,10 @@ FLAGS = (
     Flag("sparsify", "ignore", list[str], "Glob over weight names to leave dense; may be repeated."),
     Flag("sparsify", "scope", str, "Of a ratio: site (each alone), loss (more where it costs less), global or auto."),
     Flag("sparsify", "dense", float, "Of N:M: share of weights that may stay dense, where the pattern costs most."),
+    Flag(
+        "sparsify", "permute", bool, "Of N:M: reorder channels first, where that is free, so that less is removed.",
+        names=("--permute/--no-permute",),
+    ),
     Flag("sparsify", "refit", int, "Conjugate-gradient steps on the kept weights; 0 switches them off."),
     Flag("sparsify", "loss_refit", int, "Such steps by what errors do to the model's loss; 20 do."),
     Flag("sparsify", "bias", bool, "Refit each bias with its weights.", names=("--bias/--no-bias",)),

@@ -14,6 +14,7 @@ from compressor.graph import Graph
 from compressor.passes.allocate import SHARES
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
+from compressor.passes.reorder import NOTHING_TO_GAIN, Reordered, reorder
 from compressor.passes.shares import Weighed, check_budget, divided, feel, weigh, within_budget
 from compressor.passes.solve import BlockSolver, Numbers
 from compressor.pattern import NM, Pattern, Ratio, parse_pattern
@@ -42,6 +43,8 @@ class Sparsify:
         ratio that this can serve, else each site alone.
     dense: of an N:M pattern, the share of the named weights that may stay dense: those that it costs most, measured as
         for scope=loss.
+    permute: whether channels are first put into the order in which an N:M pattern removes least (Pool & Yu 2021),
+        wherever the graph then computes the same without an operator more.
     refit: conjugate-gradient steps on the kept weights after the mask is chosen (0 switches it off).
     loss_refit: conjugate-gradient steps after these that lower not the error of a site's outputs but what it does to
         the loss of the model, as the Kronecker-factored Fisher information tells (Martens & Grosse 2015).
@@ -66,6 +69,7 @@ class Sparsify:
     iterations: int = 24
     scope: str = "site"
     dense: float = 0.0
+    permute: bool = False
     refit: int = 10
     loss_refit: int = 0
     bias: bool = False
@@ -170,6 +174,7 @@ class Sparsify:
         rows = {row.site: row for row in self.plan(graph)}
         sites = [site for site in graph.sites if rows[site.name].status == "changed"]
         keeps = self._global_keeps(sites) if self.scope == "global" else {}
+        reordered = self._reordered(graph, sites, context)
         if self._is_felt:
             solved = self._by_loss(graph, sites, keeps, context)
         elif self.needs_data:
@@ -179,11 +184,12 @@ class Sparsify:
         else:
             solved = {site: self._mask(site, keeps.get(site)) for site in sites}
         for site, numbers in solved.items():
-            rows[site.name] = dataclasses.replace(rows[site.name], numbers=numbers)
+            saved = {"saved_by_order": reordered.saved[site]} if reordered and site in reordered.saved else {}
+            rows[site.name] = dataclasses.replace(rows[site.name], numbers=numbers | saved)
         for site in sites:
             if site not in solved:
                 rows[site.name] = Row(site.name, "left", f"among the {self.dense:.0%} that {self.pattern} costs most")
-        return Outcome(tuple(rows.values()))
+        return Outcome(tuple(rows.values()), notes=self._said(reordered))
 
     def weigh(self, graph: Graph, context: Context) -> list[SiteLoss]:
         changed = {row.site for row in self.plan(graph) if row.status == "changed"}
@@ -203,6 +209,16 @@ class Sparsify:
                 _ensure_groups(site, self._pattern)
         if isinstance(self._pattern, Ratio):
             _ensure_zeros(None if self._scope == "site" else sites, sites, self._pattern.sparsity)
+
+    def _reordered(self, graph: Graph, sites: Sequence[WeightSite], context: Context) -> Reordered | None:
+        if not self.permute or not isinstance(self._pattern, NM):
+            return None
+        return reorder(graph, sites, self._pattern, self.method, context, bias=self.bias, damping=self.damping)
+
+    def _said(self, reordered: Reordered | None) -> tuple[str, ...]:
+        if not self.permute:
+            return ()
+        return (reordered.note(self._pattern) if reordered else NOTHING_TO_GAIN,)
 
     def _by_loss(
         self, graph: Graph, sites: Sequence[WeightSite], keeps: dict[WeightSite, Tensor], context: Context

@@ -1,0 +1,197 @@
+"""Channels put into the order in which an N:M pattern costs least, before any weight is pruned.
+
+Which groups of channels there are is read from the graph (compressor/channels.py). The units of one may change their
+order for free: what makes them, what follows, and what reads them change with them, and the graph computes the same.
+Of those that read them, the sites that are to take the pattern say which order is good, each by its own score.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.channels import ChannelGroup, find_groups
+from compressor.errors import InternalError
+from compressor.graph import Graph
+from compressor.observe import observe
+from compressor.parity import TOLERANCE, difference
+from compressor.passes.damping import choose_lambda, dampen
+from compressor.passes.neighbours import best_order, lost_score
+from compressor.passes.offset import centre
+from compressor.passes.sparsegpt import upper_factor
+from compressor.pattern import NM, Pattern
+from compressor.permute import permute, why_fixed
+from compressor.pipeline import Context
+from compressor.sites import WeightSite
+from compressor.statistics import Statistics
+
+SAMPLES = 32
+"""Calibration samples that tell; an order is less particular about them than weights are."""
+
+NOTHING_TO_GAIN = "permute: channels keep their order, since a ratio may make zeros anywhere"
+
+Score = dict[WeightSite, Tensor]  # (rows, K): what each weight is worth, along the contracted axis
+
+
+@dataclass(frozen=True)
+class Reordered:
+    """saved: of the scores that the pattern removes from a site, the share that it keeps in the new order.
+
+    orders: by group. kept: why the other groups keep theirs, by name.
+    """
+
+    saved: Mapping[WeightSite, float]
+    orders: Mapping[str, Tensor]
+    kept: Mapping[str, str]
+
+    def note(self, pattern: Pattern) -> str:
+        """For a report."""
+        shares = sorted(self.saved.values())
+        said = f"permute: {len(self.orders)} groups of channels have another order, exactly as good to the dense model"
+        if shares:
+            said += (
+                f"; of the scores that {pattern} removes, {shares[0]:.0%} to {shares[-1]:.0%} less "
+                f"in the {len(shares)} weights that read them"
+            )
+        reasons = Counter(self.kept.values())
+        return said + "".join(f"; {n} stay: {why}" for why, n in reasons.items())
+
+
+def reorder(
+    graph: Graph, sites: Sequence[WeightSite], pattern: NM, method: str, context: Context, *, bias: bool, damping: float
+) -> Reordered:
+    """Give channel groups the order in which the pattern removes least from these sites, in place.
+
+    method: whose scores count (`sparsify`). The dense model that the context holds changes with the graph.
+    """
+    reading, kept = _readers(graph, sites, pattern)
+    saved: dict[WeightSite, float] = {}
+    orders: dict[str, Tensor] = {}
+    for group, scores in _complete(reading, _scores(graph, reading, method, context, bias, damping)):
+        order = _best(scores, pattern, context.seed)
+        if torch.equal(order, torch.arange(group.units)):
+            kept[group.name] = "no other order is better"
+            continue
+        orders[group.name] = order
+        saved |= {site: _saved(S, order, pattern) for site, S in scores.items()}
+    _apply(graph, orders, context)
+    return Reordered(saved, orders, kept)
+
+
+def _apply(graph: Graph, orders: Mapping[str, Tensor], context: Context) -> None:
+    """Raises InternalError when the graph does not compute what it did."""
+    names = [port.name for port in graph.outputs if not port.is_state]
+    before = graph.run(graph.example)
+    permute(graph, orders)
+    gap = difference(lambda _: before, lambda _: graph.run(graph.example), {}, names)
+    if not gap <= TOLERANCE["float32"]:
+        raise InternalError(f"with its channels in another order the graph does not compute what it did: {gap:.1e} off")
+    if context.dense is not None:
+        permute(context.dense, orders)
+
+
+# *** which groups ***
+
+Reading = dict[ChannelGroup, dict[WeightSite, int]]  # the sites that read a group, and where along their axis it begins
+
+
+def _readers(graph: Graph, sites: Sequence[WeightSite], pattern: NM) -> tuple[Reading, dict[str, str]]:
+    """The groups that may change their order for the sake of some sites; and why others may not, by name."""
+    named = {site.name: site for site in sites}
+    found: Reading = {}
+    kept: dict[str, str] = {}
+    for group in find_groups(graph):
+        reading = [(named[one.name], one) for one in group.consumers if one.name in named]
+        reading = [(site, one) for site, one in reading if one.axis == site.axis]
+        if not reading:
+            continue  # none of its readers is to be pruned
+        why = why_fixed(graph, group) or next((why for _, one in reading if (why := _why_not(one.owner, pattern))), "")
+        if why:
+            kept[group.name] = why
+        else:
+            found[group] = {site: int((one.owner >= 0).nonzero()[0]) for site, one in reading}
+    return found, kept
+
+
+def _why_not(owner: Tensor, pattern: NM) -> str:
+    """Why the order of units is not that of groups of neighbours; owner (K,): the unit of each position, or -1."""
+    at = (owner >= 0).nonzero().flatten()
+    units = int(owner.max()) + 1
+    if len(at) > units:
+        return "each owns several neighbours"
+    if not torch.equal(owner[at], torch.arange(units)) or int(at[-1]) - int(at[0]) != units - 1:
+        return "what reads them has them in another order"
+    if int(at[0]) % pattern.m or units % pattern.m:
+        return f"groups of {pattern.m} neighbours reach beyond them"
+    return ""
+
+
+# *** scores ***
+
+
+def _scores(
+    graph: Graph, reading: Reading, method: str, context: Context, bias: bool, damping: float
+) -> Iterator[Score]:
+    sites = [site for site in graph.sites if any(site in each for each in reading.values())]
+    if method == "magnitude":
+        yield {site: _by_column(site, site.matrix().square()) for site in sites}
+        return
+    batches = context.calibration(SAMPLES)
+    for statistics in observe(graph, sites, batches, seed=context.seed, progress=context.progress):
+        yield {site: _score(site, one, method, bias, damping) for site, one in statistics.items()}
+
+
+def _score(site: WeightSite, statistics: Statistics, method: str, bias: bool, damping: float) -> Tensor:
+    """What the method ranks weights by: (rows, K)."""
+    H = statistics.gram()  # (groups, d, d)
+    H = centre(H, statistics.mean()) if bias and site.offset else H
+    lam = damping or choose_lambda(site.d, statistics.n)
+    worth = torch.stack([_worth(dampen(H_g, lam), method) for H_g in H])  # (groups, d)
+    return _by_column(site, site.matrix().square() * worth[:, None])
+
+
+def _worth(H: Tensor, method: str) -> Tensor:
+    """(d,): the energy of each input; or, for methods that make up for what they remove, what is left of it then.
+
+    The latter is 1 / [H^-1]_jj (Frantar & Alistarh 2023, eq. 3).
+    """
+    if method == "wanda":
+        return H.diagonal()
+    R = upper_factor(H)
+    inverse = torch.linalg.solve_triangular(R, torch.eye(len(R), device=R.device), upper=True)  # H^-1 = its gram
+    return 1 / inverse.square().sum(0)
+
+
+def _by_column(site: WeightSite, S: Tensor) -> Tensor:
+    """Scores (groups, m, d) as (rows, K): a kernel has a row for each of its positions."""
+    return S.reshape(-1, site.K)
+
+
+# *** the order of one group ***
+
+
+def _complete(reading: Reading, scored: Iterator[Score]) -> Iterator[tuple[ChannelGroup, Score]]:
+    """Each group with its own columns (rows, units) of its readers' scores, as soon as the last of them is known."""
+    waiting = {group: dict[WeightSite, Tensor]() for group in reading}
+    for scores in scored:
+        for group in list(waiting):
+            for site, start in reading[group].items():
+                if site in scores:
+                    waiting[group][site] = scores[site][:, start : start + group.units]
+            if len(waiting[group]) == len(reading[group]):
+                yield group, waiting.pop(group)
+
+
+def _best(scores: Score, pattern: NM, seed: int) -> Tensor:
+    """Of several readers each counts by what it loses now."""
+    now = torch.arange(next(iter(scores.values())).shape[1])
+    lost = [lost_score(S, now, pattern.n, pattern.m) for S in scores.values()]
+    S = torch.cat([S / (one or 1.0) for S, one in zip(scores.values(), lost, strict=True)])
+    return best_order(S, pattern.n, pattern.m, seed)
+
+
+def _saved(S: Tensor, order: Tensor, pattern: NM) -> float:
+    before = lost_score(S, torch.arange(len(order)), pattern.n, pattern.m)
+    return 1 - lost_score(S, order, pattern.n, pattern.m) / before if before else 0.0
