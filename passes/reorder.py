@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compressor.channels import ChannelGroup, find_groups
+from compressor.channels.groups import ChannelGroup, find_groups
+from compressor.channels.permute import permute, why_fixed
 from compressor.errors import InternalError
 from compressor.graph import Graph
 from compressor.observe import observe
-from compressor.parity import TOLERANCE, difference
 from compressor.passes.damping import choose_lambda, dampen
 from compressor.passes.neighbours import best_order, lost_score
 from compressor.passes.offset import centre
 from compressor.passes.sparsegpt import upper_factor
 from compressor.pattern import NM, Pattern
-from compressor.permute import permute, why_fixed
 from compressor.pipeline import Context
+from compressor.proof.parity import TOLERANCE, difference
 from compressor.sites import WeightSite
 from compressor.statistics import Statistics
 
