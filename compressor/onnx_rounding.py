@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnxscript
 import torch
 
+import compressor.rounded  # noqa: F401  registers the operator
 from compressor.quantization import Rounding, RoundingKind
 
 DOMAIN, OPERATOR = "compressor", "RoundActivation"

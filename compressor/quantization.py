@@ -6,17 +6,13 @@ them as before; a `Grid` says how to get the codes back. Activations are rounded
 runtime needs it, and one that forgets writes a file that cannot be loaded.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from compressor.errors import InternalError
-
-if TYPE_CHECKING:
-    from compressor.graph import Feeds, Graph, Run
 
 RoundingKind = Literal["static", "tensor", "block"]
 
@@ -92,78 +88,3 @@ class Point:
     value: str
     readers: tuple[str, ...]
     rounding: Rounding
-
-
-def round_activations(graph: "Graph", points: Iterable[Point]) -> None:
-    """Put the roundings into the graph, and remember them. Raises InternalError when it has no such nodes."""
-    nodes = {node.name: node for node in graph.module.graph.nodes}
-    for point in points:
-        if not {point.value, *point.readers} <= nodes.keys():
-            raise InternalError(f"there is no {point.value} that {', '.join(point.readers)} reads")
-        value, how = nodes[point.value], point.rounding
-        with graph.module.graph.inserting_after(value):
-            rounded = graph.module.graph.call_function(
-                torch.ops.compressor.round_activation.default, (value, how.kind, how.scale, how.zero, how.group)
-            )
-        rounded.meta["val"] = value.meta["val"]
-        for reader in point.readers:
-            nodes[reader].replace_input_with(value, rounded)
-        graph.points.append(point)
-    graph.restructured()
-
-
-def unrounded(graph: "Graph") -> "Run":
-    """The graph with activations as they are, on the weights as they stand."""
-
-    def run(feeds: "Feeds") -> dict[str, Tensor]:
-        feeds = graph.adapt(feeds)
-        with torch.no_grad():
-            values = _Unrounded(graph.module).run(*(feeds[port.name] for port in graph.inputs))
-        return dict(zip((port.name for port in graph.outputs), values, strict=True))
-
-    return run
-
-
-class _Unrounded(fx.Interpreter):
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target is torch.ops.compressor.round_activation.default:
-            return args[0]
-        return super().call_function(target, args, kwargs)
-
-
-# *** the operator ***
-
-
-@torch.library.custom_op("compressor::round_activation", mutates_args=())
-def round_activation(x: Tensor, kind: str, scale: float, zero: int, group: int) -> Tensor:
-    """x, rounded as a `Rounding` of these fields says."""
-    values = x.float()
-    if kind == "static":
-        rounded = scale * ((values / scale).round().add(zero).clamp(0, 255) - zero)
-    elif kind == "tensor":
-        rounded = _round_tensor(values)
-    else:
-        rounded = _round_blocks(values, group)
-    return rounded.to(x.dtype)
-
-
-@round_activation.register_fake
-def _(x: Tensor, kind: str, scale: float, zero: int, group: int) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _round_tensor(x: Tensor) -> Tensor:
-    """By one scale and zero for the whole tensor, whose range is widened to hold zero (ONNX, DynamicQuantizeLinear)."""
-    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    if low == high:
-        return x.clone()
-    scale = (high - low) / 255
-    zero = (-low / scale).round().clamp(0, 255)
-    return scale * ((x / scale).round().add(zero).clamp(0, 255) - zero)
-
-
-def _round_blocks(x: Tensor, group: int) -> Tensor:
-    blocks = torch.nn.functional.pad(x, (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))  # (..., n, group)
-    scale = blocks.abs().amax(-1, keepdim=True) / largest_code(8)
-    rounded = scale * (blocks / torch.where(scale > 0, scale, 1)).round()
-    return rounded.flatten(-2)[..., : x.shape[-1]].contiguous()

@@ -35,8 +35,8 @@ from compressor.proof.gathering import Gallery
 from compressor.proof.latency import Comparison, compare
 from compressor.proof.parity import Parity, tolerance
 from compressor.proof.report import Promise, Report, Scores, SiteRecord, Sizes, score_drop
-from compressor.quantization import unrounded
 from compressor.recipe import Recipe
+from compressor.rounded import unrounded
 from compressor.shapes import Range, choose_shapes, parse_shapes, usual_feeds
 from compressor.source import Backend, Evaluation, Score, Source, Training
 

@@ -19,8 +19,9 @@ from compressor.passes.refit import squared_error
 from compressor.passes.rounding import coordinate_descent, nearest
 from compressor.passes.smoothing import smooth
 from compressor.pipeline import Context, Outcome, Row, choose, in_order
-from compressor.quantization import Grid, Kernels, Point, Rounding, largest_code, round_activations
+from compressor.quantization import Grid, Kernels, Point, Rounding, largest_code
 from compressor.registry import unknown
+from compressor.rounded import round_activations
 from compressor.sites import WeightSite
 from compressor.statistics import Statistics
 from compressor.watching import watch

@@ -9,7 +9,8 @@ from compressor.models.zoo_source import ZooSource
 from compressor.passes.quantize import Quantize
 from compressor.pipeline import Context, format_pass, parse_pass, run_pipeline
 from compressor.proof.parity import difference
-from compressor.quantization import Point, Rounding, round_activations, unrounded
+from compressor.quantization import Point, Rounding
+from compressor.rounded import round_activations, unrounded
 from compressor.source import Options
 from tests.compressor.tiny import Compute, graph_of, normal
 from tests.trained import WINDOW
