@@ -19,9 +19,10 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compressor.errors import InternalError, SourceError
+from compressor.orphans import Orphan, find_orphans
 from compressor.provenance import Tracer
 from compressor.quantization import Grid, Point
-from compressor.sites import Orphan, WeightSite, find_orphans, find_sites
+from compressor.sites import WeightSite, find_sites
 
 Feeds = Mapping[str, Tensor]  # input name -> tensor
 Run = Callable[[Feeds], dict[str, Tensor]]  # one call of a graph, or of a runtime's session

@@ -17,10 +17,11 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from compressor import debugging
 from compressor.errors import RecipeError
 from compressor.graph import Feeds, Graph
+from compressor.orphans import Orphan
 from compressor.progress import Progress, Quiet
 from compressor.quantization import Kernels
 from compressor.registry import load
-from compressor.sites import Orphan, WeightSite
+from compressor.sites import WeightSite
 from compressor.source import Training
 from compressor.spec import build, format_spec, parse_specs
 

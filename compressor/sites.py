@@ -15,27 +15,23 @@ sparse kernel reads.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
+
+from compressor.patches import CONVS, conv_arguments, output_size, patches
+from compressor.stored import stored
 
 aten = torch.ops.aten
 
 Layout = Literal["rows", "columns", "kernel"]
 Role = Literal["", "stem", "head", "tied"]
 
-_CONVS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv1d.padding: 1, aten.conv2d.padding: 2}
-_BIASES = {aten.linear.default: 2, aten.addmm.default: 0, **dict.fromkeys(_CONVS, 2)}
+_BIASES = {aten.linear.default: 2, aten.addmm.default: 0, **dict.fromkeys(CONVS, 2)}
 BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 _MATMULS = (aten.mm.default, aten.matmul.default)
 _TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default, aten.numpy_T.default, aten.mT.default)
-_MOVEMENTS = (
-    aten.embedding.default, aten.cat.default, aten.stack.default, aten.index.Tensor, aten.index_select.default,
-    aten.repeat.default, aten.clone.default, aten.reshape.default, aten.pad.default, aten.gather.default,
-    aten.upsample_bicubic2d.vec, aten.upsample_bilinear2d.vec, aten.to.dtype, aten._to_copy.default,
-)  # fmt: skip
 _ALIASES = (aten.detach.default, aten.alias.default, aten.contiguous.default, aten.dropout.default)
 
 
@@ -136,9 +132,9 @@ class WeightSite:
         """
         if self.layout != "kernel":
             return x.reshape(1, -1, self.d)
-        patches = _patches(self.weight, *_conv_arguments(use.node), self._batched(x), positions)  # (n, kernel, C)
-        n, kernel, _ = patches.shape
-        return patches.reshape(n, kernel, self.groups, self.K).permute(2, 0, 1, 3).reshape(self.groups, n, self.d)
+        seen = patches(self.weight, *conv_arguments(use.node), self._batched(x), positions)  # (n, kernel, C)
+        n, kernel, _ = seen.shape
+        return seen.reshape(n, kernel, self.groups, self.K).permute(2, 0, 1, 3).reshape(self.groups, n, self.d)
 
     def outputs(self, use: Use, y: Tensor) -> Tensor:
         """What a use computes, or its gradient, as the rows that the matrix makes: (groups, n, m / groups)."""
@@ -150,27 +146,13 @@ class WeightSite:
         """How many rows `columns` has when every position is taken."""
         if self.layout != "kernel":
             return x.numel() // self.d
-        stride, padding, dilation = _conv_arguments(use.node)
+        stride, padding, dilation = conv_arguments(use.node)
         x = self._batched(x)
-        return x.shape[0] * math.prod(_output_size(x, self.weight, stride, padding, dilation))
+        return x.shape[0] * math.prod(output_size(x, self.weight, stride, padding, dilation))
 
     def _batched(self, x: Tensor) -> Tensor:
         """A convolution's input with its batch axis, which an operator may do without."""
         return x if x.ndim == self.weight.ndim else x[None]
-
-
-@dataclass(frozen=True)
-class Orphan:
-    """A weight of two or more axes that is no site, and why.
-
-    is_refused: an operator contracts it in a way this compiler does not know, so a request for "every weight" is not
-        met.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    reason: str
-    is_refused: bool = False
 
 
 # *** finding ***
@@ -194,10 +176,10 @@ def find_sites(module: fx.GraphModule) -> list[WeightSite]:
         if match is None:
             continue
         weight_node, activation, layout, groups = match
-        if not isinstance(_tensor(module, weight_node), nn.Parameter):
+        if not isinstance(read(module, weight_node), nn.Parameter):
             continue
         site = found.setdefault(
-            id(_tensor(module, weight_node)),
+            id(read(module, weight_node)),
             _Found(str(weight_node.target), str(node.target).removeprefix("aten."), layout, groups),
         )
         site.uses.append(Use(node, activation))
@@ -207,7 +189,7 @@ def find_sites(module: fx.GraphModule) -> list[WeightSite]:
 
 
 def _site(module: fx.GraphModule, key: int, found: _Found, roles: dict[int, Role]) -> WeightSite:
-    weight = _fetch(module, found.name)
+    weight = stored(module, found.name)
     others = tuple(sorted(_other_users(module, key, {use.node for use in found.uses})))
     conflict = ""
     if len(found.layouts) > 1:
@@ -230,7 +212,7 @@ def _contraction(node: fx.Node) -> tuple[fx.Node, fx.Node, Layout, int] | None:
         return _matrix_use(args[2], args[1], "columns")
     if node.target in _MATMULS:
         return _matrix_use(args[1], args[0], "columns")
-    if node.target in _CONVS:
+    if node.target in CONVS:
         weight, _ = _weight(args[1])
         groups = args[6] if len(args) > 6 else 1
         return (weight, args[0], "kernel", groups) if weight else None  # type: ignore[return-value]
@@ -268,22 +250,15 @@ def _swaps(transpose: fx.Node) -> bool:
     return bool(transpose.target(probe, *transpose.args[1:]).shape != probe.shape)  # type: ignore[operator]
 
 
-def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
-    return _fetch(module, str(node.target))
-
-
-def _fetch(module: fx.GraphModule, name: str) -> Tensor:
-    value: object = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    assert isinstance(value, Tensor)
-    return value
+def read(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The tensor that a get_attr reads."""
+    return stored(module, str(node.target))
 
 
 def _offset(module: fx.GraphModule, consumers: list[fx.Node]) -> Offset | None:
     """The bias, or the running mean, that is read by these consumers of one weight and by nothing else."""
     found = [_bias_of(node) or _mean_of(node) for node in consumers]
-    values = [_tensor(module, one[0]) for one in found if one]
+    values = [read(module, one[0]) for one in found if one]
     if len(values) < len(consumers) or any(value is not values[0] for value in values) or values[0].ndim != 1:
         return None
     readers = [one[1] for one in found if one]
@@ -317,16 +292,17 @@ def _other_users(module: fx.GraphModule, key: int, consumers: set[fx.Node]) -> s
     return {
         str(user.target).removeprefix("aten.")
         for node in module.graph.nodes
-        if node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor) and id(_tensor(module, node)) == key
-        for user in _readers(node)
+        if node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor) and id(read(module, node)) == key
+        for user in readers_of(node)
         if user not in consumers
     }
 
 
-def _readers(node: fx.Node) -> Iterable[fx.Node]:
+def readers_of(node: fx.Node) -> Iterable[fx.Node]:
+    """What reads a value, through transposes and aliases of it."""
     for user in node.users:
         if user.target in _TRANSPOSES or user.target in _ALIASES:
-            yield from _readers(user)
+            yield from readers_of(user)
         else:
             yield user
 
@@ -351,126 +327,6 @@ def _roles(module: fx.GraphModule, found: dict[int, _Found]) -> dict[int, Role]:
     for node, key in consumers.items():
         if node not in below and node in scored:
             roles[key] = "head"
-        elif node not in above and node.target in _CONVS:
+        elif node not in above and node.target in CONVS:
             roles[key] = "stem"
     return roles
-
-
-def find_orphans(module: fx.GraphModule, sites: Iterable[WeightSite]) -> list[Orphan]:
-    """Every parameter of two or more axes that no site owns, with what reads it."""
-    owned = {id(site.weight) for site in sites}
-    fixed = _fixed(module)
-    readers: dict[int, set[Any]] = {}
-    contracting: dict[int, set[Any]] = {}
-    for node in module.graph.nodes:
-        if node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor):
-            key = id(_tensor(module, node))
-            readers.setdefault(key, set()).update(user.target for user in _readers(node))
-            contracting.setdefault(key, set()).update(_contracting(node, fixed))
-    return [
-        Orphan(name, tuple(weight.shape), *_reason(readers.get(id(weight), set()), contracting.get(id(weight), set())))
-        for name, weight in module.named_parameters()
-        if weight.ndim >= 2 and id(weight) not in owned
-    ]
-
-
-def _fixed(module: fx.GraphModule) -> set[fx.Node]:
-    """Values made of weights and constants alone."""
-    fixed: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and fixed.issuperset(node.all_input_nodes)):
-            fixed.add(node)
-    return fixed
-
-
-def _contracting(node: fx.Node, fixed: set[fx.Node]) -> Iterable[Any]:
-    """Operators that sum over a weight, or over what is made of it before any activation joins in (`W * mask`)."""
-    for user in _readers(node):
-        if not _moves_or_maps(user.target):
-            yield user.target
-        elif user in fixed:
-            yield from _contracting(user, fixed)
-
-
-def _reason(readers: set[Any], contracting: set[Any]) -> tuple[str, bool]:
-    if not readers:
-        return "read by nothing", False
-    if readers <= {aten.embedding.default}:
-        return "looked up, not contracted", False
-    if not contracting:
-        return f"read by {_names(readers)}: not contracted", False
-    if contracting.isdisjoint(readers):
-        return f"changed by {_names(readers)} before {_names(contracting)} contracts it", True
-    return f"read by {_names(readers)}, which is not a contraction this compiler knows", True
-
-
-def _names(operators: Iterable[Any]) -> str:
-    return ", ".join(sorted(str(operator).removeprefix("aten.") for operator in operators))
-
-
-def _moves_or_maps(reader: Any) -> bool:
-    """Whether an operator only moves or maps single values, so that no sum runs over the weight."""
-    if not isinstance(reader, torch._ops.OpOverload):
-        return False
-    return reader.is_view or torch.Tag.pointwise in reader.tags or reader in _MOVEMENTS
-
-
-# *** convolutions ***
-
-
-def _conv_arguments(node: fx.Node) -> tuple[list[int], list[int] | str, list[int]]:
-    """(stride, padding, dilation) of a conv node, defaults filled in."""
-    rank = _CONVS[node.target]  # type: ignore[index]
-    args = [*node.args, *[None] * 7]
-
-    def each(value: object, default: int) -> list[int]:
-        values = list(value) if isinstance(value, (list, tuple)) else [default]  # type: ignore[call-overload]
-        return values * rank if len(values) == 1 else values
-
-    padding = args[4] if isinstance(args[4], str) else each(args[4], 0)
-    return each(args[3], 1), padding, each(args[5], 1)
-
-
-def _margins(kernel: Iterable[int], padding: list[int] | str, dilation: list[int]) -> list[tuple[int, int]]:
-    """Zeros added (before, after) each spatial axis."""
-    if padding == "valid":
-        return [(0, 0) for _ in kernel]
-    if padding == "same":
-        totals = [(size - 1) * step for size, step in zip(kernel, dilation, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
-    return [(int(p), int(p)) for p in padding]
-
-
-def _output_size(
-    x: Tensor, weight: Tensor, stride: list[int], padding: list[int] | str, dilation: list[int]
-) -> list[int]:
-    kernel = weight.shape[2:]
-    margins = _margins(kernel, padding, dilation)
-    return [
-        (size + sum(margin) - step * (k - 1) - 1) // s + 1
-        for size, margin, step, k, s in zip(x.shape[2:], margins, dilation, kernel, stride, strict=True)
-    ]
-
-
-def _patches(
-    weight: Tensor,
-    stride: list[int],
-    padding: list[int] | str,
-    dilation: list[int],
-    x: Tensor,
-    positions: Tensor | None,
-) -> Tensor:
-    """What each output position sees: (n, kernel positions, C), gathered one kernel position at a time."""
-    kernel = weight.shape[2:]
-    size = _output_size(x, weight, stride, padding, dilation)
-    margins = _margins(kernel, padding, dilation)
-    x = F.pad(x, [side for margin in reversed(margins) for side in margin]).movedim(1, -1).contiguous()  # (B, *S, C)
-    if positions is None:
-        positions = torch.arange(x.shape[0] * math.prod(size), device=x.device)
-    index = torch.unravel_index(positions, (x.shape[0], *size))
-    offsets = torch.cartesian_prod(*(torch.arange(k) for k in kernel)).reshape(-1, len(kernel)).tolist()
-    taken = [
-        x[(index[0], *(i * s + o * step for i, s, o, step in zip(index[1:], stride, offset, dilation, strict=True)))]
-        for offset in offsets
-    ]
-    return torch.stack(taken, dim=1)  # (n, kernel, C)
