@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from compressor.passes.damping import dampen
+from compressor.passes.gram import Gram
 from compressor.passes.masks import nm_keep
 from compressor.passes.refit import conjugate_gradients, relative_error
-from compressor.passes.sparsegpt import sparsegpt, upper_factor
+from compressor.passes.sparsegpt import sparsegpt
 from compressor.pattern import NM, Pattern, Ratio
 from tests.passes.reference import factor_of_inverse, layer, plain_sparsegpt, worst_choice
 
@@ -65,7 +66,7 @@ def print_speed(runs: int) -> None:
                 lambda: plain_sparsegpt(W, H, pattern),  # noqa: B023
                 lambda: factor_of_inverse(H),  # noqa: B023
                 lambda: sparsegpt(W, H, pattern),  # noqa: B023
-                lambda: upper_factor(H),  # noqa: B023
+                lambda: Gram(H).upper(),  # noqa: B023
                 lambda: conjugate_gradients(V, keep, W, H, 10),  # noqa: B023
             )
             loops = [[a - b for a, b in zip(*pair, strict=True)] for pair in ((plain, plain_factor), (ours, factor))]

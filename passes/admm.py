@@ -15,8 +15,8 @@ Weights are held transposed, (d, m), so that what is compared within a group lie
 import torch
 from torch import Tensor
 
+from compressor.passes.gram import Gram
 from compressor.passes.masks import nm_keep, nth_highest, ratio_keep
-from compressor.passes.sparsegpt import IndefiniteGram
 from compressor.pattern import NM, Pattern
 
 RHO = (0.05, 1.0)
@@ -30,7 +30,7 @@ SAMPLE = 1 << 14
 """Weights that tell the threshold of a ratio, between the first iteration and the last."""
 
 
-def admm(W: Tensor, H: Tensor, pattern: Pattern, *, iterations: int = 24) -> tuple[Tensor, Tensor]:
+def admm(W: Tensor, H: Tensor | Gram, pattern: Pattern, *, iterations: int = 24) -> tuple[Tensor, Tensor]:
     """Prune W (m, d) for inputs of damped Gram matrix H (d, d) to a pattern; returns V and keep, both (m, d).
 
     A ratio is ranked over the whole matrix. iterations: rounded down to a multiple of STEPS, at least one. V is the
@@ -38,14 +38,15 @@ def admm(W: Tensor, H: Tensor, pattern: Pattern, *, iterations: int = 24) -> tup
 
     Raises IndefiniteGram if H is not positive definite.
     """
-    n = H.diagonal().sqrt()  # (d,)
-    A, B0 = H / torch.outer(n, n), (W * n).T.contiguous()
-    fit = A @ B0  # (d, m)
+    gram = Gram.of(H)
+    n = gram.norms()  # (d,)
+    B0 = (W * n).T.contiguous()
+    fit = gram.correlations() @ B0  # (d, m)
     stages = max(iterations // STEPS, 1)
     rhos = [RHO[0] * (RHO[1] / RHO[0]) ** (stage / max(stages - 1, 1)) for stage in range(stages)]
     B, U, D = B0, torch.zeros_like(B0), _project(B0, pattern)
     for rho, rho_before in zip(rhos, [rhos[0], *rhos], strict=False):
-        solve = _Solve(A, rho, len(W))
+        solve = gram.shifted(rho)
         U.mul_(rho_before / rho)  # U is the multiplier over rho
         for _ in range(STEPS):
             B = solve(torch.sub(D, U).mul_(rho).add_(fit))
@@ -83,22 +84,3 @@ def _keep(B: Tensor, pattern: Pattern) -> Tensor:
     if isinstance(pattern, NM):
         return nm_keep(B.abs(), pattern.n, pattern.m)
     return ratio_keep(B.abs(), pattern.sparsity)
-
-
-class _Solve:
-    """(A + rho I)^-1 times a matrix of m columns: by its factor, or where that costs less by its inverse."""
-
-    def __init__(self, A: Tensor, rho: float, m: int):
-        shifted = A.clone()
-        shifted.diagonal().add_(rho)
-        self.L, info = torch.linalg.cholesky_ex(shifted)
-        if info:
-            raise IndefiniteGram(
-                "the damped Gram matrix of the inputs is not positive definite",
-                found=f"no Cholesky factor for its {len(A)} channels",
-                hint="a larger damping, for example --damping 0.1, or more calibration samples",
-            )
-        self.inverse = torch.cholesky_inverse(self.L) if m > len(A) else None
-
-    def __call__(self, R: Tensor) -> Tensor:
-        return torch.cholesky_solve(R, self.L) if self.inverse is None else self.inverse @ R

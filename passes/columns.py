@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compressor.channels.groups import ChannelGroup
 from compressor.graph import Graph
+from compressor.passes.gram import Gram
 from compressor.passes.removal import refitted
 from compressor.passes.solve import BlockSolver
 from compressor.sites import WeightSite
@@ -57,8 +58,8 @@ class ColumnSolver(BlockSolver):
     columns: Mapping[WeightSite, Tensor]
     is_refitted: bool = True
 
-    def _solve_groups(self, site: WeightSite, T: Tensor, damped: list[Tensor]) -> Tensor:
+    def _solve_groups(self, site: WeightSite, T: Tensor, damped: list[Gram]) -> Tensor:
         keep = self.columns.get(site, torch.ones(site.d, dtype=torch.bool))
         if not self.is_refitted:
             return T * keep
-        return torch.stack([refitted(T_g, H_g, keep) for T_g, H_g in zip(T, damped, strict=True)])
+        return torch.stack([refitted(T_g, gram.H, keep) for T_g, gram in zip(T, damped, strict=True)])

@@ -1,6 +1,7 @@
 """Methods by name: each prunes one matrix to a pattern, for inputs of a damped Gram matrix. Arrays only.
 
-All take W (m, d), H (d, d) damped and a pattern, and return V and keep, both (m, d), V zero outside keep.
+All take W (m, d), H (d, d) damped, alone or as a Gram with its factors, and a pattern, and return V and keep, both
+(m, d), V zero outside keep.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from compressor.passes.admm import admm
+from compressor.passes.gram import Gram
 from compressor.passes.masks import nm_keep, ratio_keep, row_ratio_keep
 from compressor.passes.sparsegpt import sparsegpt
 from compressor.pattern import NM, Pattern
@@ -16,20 +18,20 @@ from compressor.pattern import NM, Pattern
 Method = Callable[..., tuple[Tensor, Tensor]]
 
 
-def by_magnitude(W: Tensor, H: Tensor | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
+def by_magnitude(W: Tensor, H: Tensor | Gram | None, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """The largest |W| stay; a ratio is ranked over the whole matrix. H is not read."""
     score = W.abs()
     keep = nm_keep(score, pattern.n, pattern.m) if isinstance(pattern, NM) else ratio_keep(score, pattern.sparsity)
     return W * keep, keep
 
 
-def by_wanda(W: Tensor, H: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+def by_wanda(W: Tensor, H: Tensor | Gram, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """The largest |W_ij| * ||X_j|| stay; the root mean square of X_j is sqrt(H_jj) (Sun et al. 2023, eq. 1).
 
     A ratio is ranked within each row, as the paper finds best (section 3). Damping by a share of each channel's own
     energy scales all scores alike.
     """
-    score = W.abs() * H.diagonal().sqrt()  # (m, d)
+    score = W.abs() * Gram.of(H).norms()  # (m, d)
     keep = nm_keep(score, pattern.n, pattern.m) if isinstance(pattern, NM) else row_ratio_keep(score, pattern.sparsity)
     return W * keep, keep
 
@@ -44,7 +46,7 @@ def is_admm_cheap(m: int, d: int, iterations: int) -> bool:
     return iterations * (2 * m * d**2 + d**3 / 9) <= plain
 
 
-def by_admm_or_sparsegpt(W: Tensor, H: Tensor, pattern: Pattern, *, iterations: int) -> tuple[Tensor, Tensor]:
+def by_admm_or_sparsegpt(W: Tensor, H: Tensor | Gram, pattern: Pattern, *, iterations: int) -> tuple[Tensor, Tensor]:
     """ADMM where its price is that of a plain SparseGPT, else SparseGPT: chosen by shape alone, never by a clock."""
     m, d = W.shape
     if is_admm_cheap(m, d, iterations):

@@ -18,9 +18,9 @@ from compressor.errors import InternalError
 from compressor.graph import Graph
 from compressor.observe import observe
 from compressor.passes.damping import choose_lambda, dampen
+from compressor.passes.gram import Gram
 from compressor.passes.neighbours import best_order, lost_score
 from compressor.passes.offset import centre
-from compressor.passes.sparsegpt import upper_factor
 from compressor.pattern import NM, Pattern
 from compressor.pipeline import Context
 from compressor.proof.parity import TOLERANCE, difference
@@ -159,7 +159,7 @@ def _worth(H: Tensor, method: str) -> Tensor:
     """
     if method == "wanda":
         return H.diagonal()
-    R = upper_factor(H)
+    R = Gram(H).upper()
     inverse = torch.linalg.solve_triangular(R, torch.eye(len(R), device=R.device), upper=True)  # H^-1 = its gram
     return 1 / inverse.square().sum(0)
 

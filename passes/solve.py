@@ -11,9 +11,10 @@ from torch import Tensor
 
 from compressor.calibrate import Block
 from compressor.errors import DataError
-from compressor.passes.damping import choose_lambda, dampen
+from compressor.passes.gram import Gram
+from compressor.passes.inputs import Inputs, readers
 from compressor.passes.methods import method_of
-from compressor.passes.offset import centre, centre_cross, mean_output
+from compressor.passes.offset import mean_output
 from compressor.passes.reconstruct import reconstruct
 from compressor.passes.refit import conjugate_gradients, gradients_of_both, squared_error
 from compressor.passes.targets import dense_target
@@ -21,7 +22,6 @@ from compressor.passes.trials import best_of
 from compressor.pattern import Pattern
 from compressor.sensitivity import Sensitivity
 from compressor.sites import WeightSite
-from compressor.statistics import Statistics
 
 if TYPE_CHECKING:
     from compressor.passes.sparsify import Sparsify
@@ -65,46 +65,51 @@ class BlockSolver:
         return {site: numbers | more for site, numbers in solved.items()}
 
     def _solve_sites(self, block: Block, is_dense: bool) -> dict[WeightSite, Numbers]:
-        return {site: self._solve_site(site, block.statistics[site], is_dense) for site in block.segment.sites}
+        solved: dict[WeightSite, Numbers] = {}
+        for sites in readers(block, is_centred=self.options.bias):
+            statistics = block.statistics[sites[0]]
+            _check_rows(sites[0], statistics.n)
+            inputs = Inputs.of(
+                statistics,
+                damping=self.options.damping,
+                is_centred=self.options.bias and bool(sites[0].offset),
+                is_dense=is_dense,
+                is_shared=len(sites) > 1,
+            )
+            solved |= {site: self._solve_site(site, inputs, is_dense) for site in sites}
+        return solved
 
-    def _solve_site(self, site: WeightSite, statistics: Statistics, is_dense: bool) -> Numbers:
+    def _solve_site(self, site: WeightSite, inputs: Inputs, is_dense: bool) -> Numbers:
         """Write the site's pruned weights; returns the numbers of its row."""
-        _check_rows(site, statistics.n)
-        W = site.matrix()  # (groups, m, d)
-        H, x = statistics.gram(), statistics.mean()  # (groups, d, d), (groups, d)
-        G, z = (statistics.cross(), statistics.mean_dense()) if is_dense else (H, x)
-        moves = self.options.bias and site.offset
-        if moves:
-            G, H = centre_cross(G, z, x), centre(H, x)
-        lam = self.options.damping or choose_lambda(site.d, statistics.n)
-        damped = [dampen(H_g, lam) for H_g in H]
-        T = torch.stack(list(map(dense_target, W, G, H, damped))) if is_dense else W
-        V = self._solve_groups(site, T, damped)
+        W, H = site.matrix(), inputs.H  # (groups, m, d), (groups, d, d)
+        grams = [gram.H for gram in inputs.damped]
+        T = torch.stack(list(map(dense_target, W, inputs.G, H, grams))) if is_dense else W
+        V = self._solve_groups(site, T, inputs.damped)
         site.write(V)
-        if moves:
-            moves.add((mean_output(W, z) - mean_output(V, x)).flatten())
+        if self.options.bias and site.offset:
+            site.offset.add((mean_output(W, inputs.z) - mean_output(V, inputs.x)).flatten())
         lost = sum(squared_error(V_g, T_g, H_g) for V_g, T_g, H_g in zip(V, T, H, strict=True))
         energy = sum(squared_error(torch.zeros_like(T_g), T_g, H_g) for T_g, H_g in zip(T, H, strict=True))
         return {
             "sparsity": (V == 0).float().mean().item(),
-            "rows": float(statistics.n),
+            "rows": float(inputs.n),
             "relative_error": lost / energy if energy else 0.0,
         }
 
-    def _solve_groups(self, site: WeightSite, T: Tensor, damped: list[Tensor]) -> Tensor:
-        """Pruned and refitted targets T (groups, m, d), for inputs of damped Gram matrices (d, d), one per group."""
+    def _solve_groups(self, site: WeightSite, T: Tensor, damped: list[Gram]) -> Tensor:
+        """Pruned and refitted targets T (groups, m, d), for inputs of damped Gram matrices, one for each group."""
         solve = method_of(self.options.method, self.options.iterations)
         pattern, solved = self.patterns[site], []
         scale = (
             self.felt[site].rows.sqrt()[:, :, None] if site in self.felt else torch.ones_like(T[:, :, :1])
         )  # (groups, m, 1)
         T = T * scale
-        for g, (T_g, H_g) in enumerate(zip(T, damped, strict=True)):
+        for g, (T_g, gram) in enumerate(zip(T, damped, strict=True)):
             keep = self.keeps[site][g] if site in self.keeps else None
-            V_g, keep = solve(T_g, H_g, pattern) if keep is None else (T_g * keep, keep)
-            solved.append(conjugate_gradients(V_g, keep, T_g, H_g, self.options.refit))
+            V_g, keep = solve(T_g, gram, pattern) if keep is None else (T_g * keep, keep)
+            solved.append(conjugate_gradients(V_g, keep, T_g, gram.H, self.options.refit))
         V = torch.stack(solved) / scale
-        return self._refit_to_loss(site, V, T / scale, damped) if self.options.loss_refit else V
+        return self._refit_to_loss(site, V, T / scale, [gram.H for gram in damped]) if self.options.loss_refit else V
 
     def _refit_to_loss(self, site: WeightSite, V: Tensor, T: Tensor, damped: list[Tensor]) -> Tensor:
         F = self.felt[site].F

@@ -23,7 +23,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from compressor.errors import DataError
+from compressor.passes.gram import Gram
 from compressor.passes.masks import drop_lowest, keep_highest, n_zeros
 from compressor.pattern import NM, Pattern, Ratio
 
@@ -31,12 +31,8 @@ RUN = 8
 """Columns eliminated one by one, where the pattern does not say."""
 
 
-class IndefiniteGram(DataError, ArithmeticError):
-    """A damped Gram matrix that has no Cholesky factor."""
-
-
 def sparsegpt(
-    W: Tensor, H: Tensor, pattern: Pattern | None, *, keep: Tensor | None = None, block: int = 128
+    W: Tensor, H: Tensor | Gram, pattern: Pattern | None, *, keep: Tensor | None = None, block: int = 128
 ) -> tuple[Tensor, Tensor]:
     """Prune W (m, d) for inputs of damped Gram matrix H (d, d) to a pattern; returns V and keep, both (m, d).
 
@@ -57,22 +53,9 @@ def sparsegpt(
     if not all(extreme.isfinite() for extreme in W.aminmax()):
         raise ValueError("a weight is not finite")
     run = pattern.m if isinstance(pattern, NM) else RUN
-    sweep = _Sweep(W, upper_factor(H), pattern, keep)
+    sweep = _Sweep(W, Gram.of(H).upper(), pattern, keep)
     sweep.visit(_cut(0, d, max(run, block // run * run)), partial(sweep.prune_block, run))
     return sweep.V.T.contiguous(), sweep.keep.T.contiguous()
-
-
-def upper_factor(H: Tensor) -> Tensor:
-    """The upper R of H = R R^T: the lower Cholesky factor of H with both axes reversed, reversed back."""
-    L, info = torch.linalg.cholesky_ex(H.flip(0, 1))
-    if info or not L.diagonal().isfinite().all():
-        raise IndefiniteGram(
-            "the damped Gram matrix of the inputs is not positive definite",
-            found=f"no Cholesky factor for its {len(H)} channels",
-            hint="a larger damping, for example --damping 0.1, or more calibration samples",
-        )
-    R: Tensor = L.flip(0, 1)
-    return R
 
 
 class _Sweep:

@@ -5,9 +5,10 @@ import torch
 
 from compressor.passes.admm import admm
 from compressor.passes.damping import dampen
+from compressor.passes.gram import IndefiniteGram
 from compressor.passes.masks import nm_fraction
 from compressor.passes.refit import conjugate_gradients, squared_error
-from compressor.passes.sparsegpt import IndefiniteGram, sparsegpt
+from compressor.passes.sparsegpt import sparsegpt
 from compressor.pattern import NM, Ratio, parse_pattern
 from tests.passes.reference import layer
 

@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 
 from compressor.errors import UserError
 from compressor.passes.damping import dampen
+from compressor.passes.gram import Gram, IndefiniteGram
 from compressor.passes.masks import nm_fraction, nm_keep
 from compressor.passes.refit import relative_error
-from compressor.passes.sparsegpt import IndefiniteGram, sparsegpt, upper_factor
+from compressor.passes.sparsegpt import sparsegpt
 from compressor.pattern import NM, Ratio, parse_pattern
 from tests.passes.reference import all_keeps, layer, normal, plain_sparsegpt, worst_choice
 
@@ -138,7 +139,7 @@ def test_twice_gives_the_same_bits_and_arguments_are_left_alone():
 
 def test_the_factor_rebuilds_the_matrix_it_came_from():
     _, H = problem(1, 96, dtype=torch.float64)
-    R = upper_factor(H)
+    R = Gram(H).upper()
     assert torch.equal(R, R.triu())
     torch.testing.assert_close(R @ R.T, H)
 
