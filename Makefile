@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Tests that run at once, on one thread each; every one holds about a gigabyte.
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -19,7 +21,7 @@ test: $(INSTALLED)  ## Lint, check formatting and types, run the tests (minutes)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 test-slow: $(INSTALLED)  ## Run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

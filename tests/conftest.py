@@ -20,6 +20,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from compressor.proof import proving
+
 atexit.register(shutil.rmtree, os.environ["COMPRESS_CACHE"], ignore_errors=True)
 
 # More threads than cores make sums differ from run to run, and tests slower.
@@ -39,3 +41,12 @@ def _seeded_and_tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     assert torch.get_default_dtype() == torch.float32, "the test left another default dtype"
     partial = list(folder.rglob(".*.partial-*")) if folder else []
     assert not partial, f"left behind: {partial}"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Timing that takes no time."""
+    compare = proving.compare
+    monkeypatch.setattr(
+        proving, "compare", lambda runs, name, feeds: compare(runs, name, feeds, seconds=0.01, rounds=(4, 4))
+    )

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from compressor import driver
-from compressor.proof import proving
 from compressor.proof.report import Report
 
 RESNET = "export{model=tiny-resnet,samples=64,max_drop=5} | sparsify{pattern=2:4,samples=16}"
@@ -16,12 +15,3 @@ def resnet(tmp_path_factory) -> tuple[Path, Report]:
     """tiny-resnet at 2:4: the folder and its report."""
     folder = tmp_path_factory.mktemp("artifact") / "resnet"
     return folder, driver.export(None, RESNET, output=folder)
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Timing that takes no time."""
-    compare = proving.compare
-    monkeypatch.setattr(
-        proving, "compare", lambda runs, name, feeds: compare(runs, name, feeds, seconds=0.01, rounds=(4, 4))
-    )

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,8 @@ from compressor.cli import entry
 from compressor.errors import InternalError
 from compressor.models import zoo
 from compressor.recipe import Recipe
+from tests import commands
+from tests.commands import Ran
 from tests.compressor.test_report import report
 
 NET = '''
@@ -65,15 +66,6 @@ def slow():
 PRUNE = ("--sparsity", "2:4", "--method", "magnitude", "--refit", "0")
 
 
-@dataclass
-class Ran:
-    """What a command did: its exit code, and what it wrote to standard output and standard error."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch) -> Path:
     """The working directory of a test, with a file that makes models."""
@@ -83,21 +75,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def compress(monkeypatch, capsys, quick):
+def compress(quick):
     """The command, run in this process."""
-
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["compress", *map(str, arguments)])
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            with pytest.raises(SystemExit) as stopped:
-                entry.main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        captured = capsys.readouterr()
-        return Ran(int(stopped.value.code or 0), captured.out, captured.err)
-
-    return run
+    return commands.compress
 
 
 def command(*arguments: object) -> list[str]:

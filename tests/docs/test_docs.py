@@ -1,15 +1,19 @@
 """What README.md and docs/ tell a reader to type is typed here, in their order; what they show is compared."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import commands
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(?P<language>sh|python)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+SHELL = re.compile(r"[|><&;$`*?]")
 LINK = re.compile(r"\[[^\]]+\]\((?P<target>[^)\s]+)\)")
 
 
@@ -17,27 +21,36 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(found["language"], found["body"]) for found in BLOCK.finditer(page.read_text(encoding="utf-8"))]
 
 
-def commands(body: str) -> list[str]:
+def typed(body: str) -> list[str]:
     return [line for line in body.splitlines() if line.startswith(("compress ", "cat "))]
 
 
-def run(command: str, folder: Path) -> None:
+def run(command: str, folder: Path, in_shell: bool) -> None:
+    """As a reader types it: `cat`, what only a shell understands, and all if asked in a process; else in this one."""
+    name, *arguments = shlex.split(command)
+    plain = name == "compress" and not SHELL.search(command)
+    done = shell(command, folder) if in_shell or not plain else commands.compress(*arguments)
+    assert done.code == 0, f"{command}\n{done.out}\n{done.err}"
+    assert done.out.strip(), command
+
+
+def shell(command: str, folder: Path) -> commands.Ran:
     line = command.replace("compress ", f"{sys.executable} -m compressor.cli ", 1)
     done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert done.stdout.strip(), command
+    return commands.Ran(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_what_a_page_tells_to_type_works_in_its_order(page, tmp_path, monkeypatch):
+def test_what_a_page_tells_to_type_works_in_its_order(page, tmp_path, monkeypatch, quick):
+    """The README, which everyone types, in processes of their own with everything as it is; the rest in this one."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": page.stem}
     for language, body in blocks(page):
         if language == "python":
             exec(compile(body, page.name, "exec"), names)
             continue
-        for command in commands(body):
-            run(command, tmp_path)
+        for command in typed(body):
+            run(command, tmp_path, in_shell=page.stem == "README")
     for name, value in names.items():
         if name.startswith("test_") and callable(value):
             value()
