@@ -97,7 +97,7 @@ class CausalLM(Pretrained):
 
     def forward(self, model: Any, feeds: Feeds) -> tuple[Tensor, ...]:
         [(name, cache)] = self._new_cache().items()
-        past = [feeds[name] for name in self._cache_names("past_key_values")]
+        past = [feeds[name] for name in self._cache_names("past_key_values") if name in feeds]  # layers may have gone
         cache.layers += [_layer(key, value) for key, value in zip(past[::2], past[1::2], strict=True)]
         tokens = {name: x for name, x in feeds.items() if not name.startswith("past_key_values")}
         logits = model(**tokens, use_cache=True, **{name: cache}).logits

@@ -120,7 +120,8 @@ class Pretrained(ABC):
     def save(self, folder: Path, graph: Graph) -> str:
         """Configuration, processor, and the manifest that the ONNX runner of transformers.exporters reads.
 
-        Of a model that has lost channels the weights, too, where `from_pretrained` can load them; else the program.
+        Of a model that has lost channels or layers the weights, too, where `from_pretrained` can load them; else the
+        program.
         """
         self.model.config.save_pretrained(folder)
         if getattr(self.model, "generation_config", None) is not None:
@@ -132,6 +133,8 @@ class Pretrained(ABC):
 
     def _save_smaller(self, folder: Path, graph: Graph) -> str:
         made, why = resized(self.model, graph)
+        if graph.points:
+            why, made = "its activations are rounded", None
         if made is not None:
             wanted = graph.run(graph.example)[graph.outputs[0].name]
             with torch.no_grad():
@@ -141,7 +144,8 @@ class Pretrained(ABC):
                 return "from_pretrained loads the smaller model from this folder"
             why = "the model that its configuration makes gives other outputs"
         torch.export.save(graph.program(), folder / PROGRAM)
-        return f"from_pretrained cannot load the smaller model: {why}; {PROGRAM} holds it for torch.export.load"
+        after = ", after import compressor.quantization" if graph.points else ""
+        return f"from_pretrained cannot load the smaller model: {why}; {PROGRAM} holds it for torch.export.load{after}"
 
 
 def _paragraphs(records: Records) -> Records:

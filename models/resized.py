@@ -1,45 +1,48 @@
-"""A transformers model in the shapes of a graph that has lost channels, where its configuration can tell them."""
+"""A transformers model in the shapes of a graph that has lost channels or layers, where its configuration can tell."""
 
-import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from compressor.graph import Graph
+from compressor.models.layers import Stack, configurations, former, shortened
 
 WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "hidden_dim", "d_ff")
 HEADS = ("num_attention_heads", "num_key_value_heads", "n_head", "num_heads")
 
 
 def is_resized(model: Any, graph: Graph) -> bool:
-    """Whether parameters of the graph have other shapes than the model's."""
+    """Whether parameters of the model are gone from the graph, or have other shapes there."""
     own = _tensors(graph)
-    return any(name in own and own[name].shape != x.shape for name, x in model.named_parameters())
+    return any(name not in own or own[name].shape != x.shape for name, x in model.named_parameters())
 
 
 def resized(model: Any, graph: Graph) -> tuple[Any, str]:
     """(the model with the graph's weights, "") or (None, why it cannot be made).
 
-    Sizes of hidden layers and numbers of heads in the configuration are brought to what is left; the model that is made
-    of it must have exactly the shapes of the graph's parameters.
+    Numbers of layers and heads and sizes of hidden layers in the configuration are brought to what is left; the model
+    that is made of it must have exactly the shapes of the graph's parameters.
     """
     tensors = _tensors(graph)
-    for config in _configurations(model, tensors):
+    stacks = shortened(model, set(tensors))
+    whole = model.state_dict()
+    for config in _configurations(model, tensors, stacks):
         try:
             made = type(model)(config).eval()
         except Exception:  # a configuration that contradicts itself
             continue
         state = made.state_dict()
-        values = {name: tensors.get(name, model.state_dict().get(name)) for name in state}
+        before = {name: former(name, stacks) for name in state}
+        values = {name: tensors.get(old, whole.get(old)) for name, old in before.items()}
         if all(x is not None and x.shape == state[name].shape for name, x in values.items()):
             made.load_state_dict(values)
             return made.to(next(graph.module.parameters()).dtype), ""
     return None, f"{type(model.config).__name__} cannot tell what was removed: layers differ, or it has no such size"
 
 
-def _configurations(model: Any, tensors: dict[str, Tensor]) -> Iterator[Any]:
+def _configurations(model: Any, tensors: dict[str, Tensor], stacks: Sequence[Stack]) -> Iterator[Any]:
     """The configuration with what each changed length may mean, hidden size or heads, in every combination."""
     changed = {
         (before, after)
@@ -50,13 +53,12 @@ def _configurations(model: Any, tensors: dict[str, Tensor]) -> Iterator[Any]:
     }
     config = model.config
     edits = [*_widths(config, changed), *_heads(config, changed)]
-    for n in range(len(edits), 0, -1):
+    for n in range(len(edits), -1, -1):
         for some in itertools.combinations(edits, n):
-            made = copy.deepcopy(config)
-            for edit in some:
-                for attribute, value in edit.items():
+            for made in configurations(config, stacks):
+                for attribute, value in itertools.chain(*(edit.items() for edit in some)):
                     setattr(made, attribute, value)
-            yield made
+                yield made
 
 
 def _widths(config: Any, changed: set[tuple[int, int]]) -> Iterator[dict[str, int]]:
