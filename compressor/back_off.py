@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compressor.errors import RecipeError
 from compressor.graph import Graph
-from compressor.pipeline import Context, Outcome
+from compressor.pipeline import Context, Outcome, Softenable
 from compressor.recipe import Recipe
 from compressor.sensitivity import SAMPLES, Sensitivity, sensitivities
 from compressor.sites import WeightSite
@@ -29,11 +29,11 @@ def check_back_off(recipe: Recipe) -> None:
     if recipe.max_drop is None:
         raise RecipeError("back_off needs a budget to keep to", hint="--max-drop 1% --back-off")
     passes = [one.name for one in recipe.passes]
-    if passes != ["sparsify"]:
+    if passes != ["sparsify"] and not (passes and isinstance(recipe.passes[-1], Softenable)):
         raise RecipeError(
             f"back_off cannot undo {' and '.join(passes) or 'nothing'}",
-            found="it makes weights dense again that sparsify pruned, and no other pass may come before or after",
-            hint="--sparsity 2:4 --max-drop 1% --back-off",
+            found="it undoes what sparsify did alone, or what quantize did last",
+            hint="--sparsity 2:4 --max-drop 1% --back-off, or --quantize int8 --max-drop 1% --back-off",
         )
 
 
@@ -149,10 +149,14 @@ def _told(outcome: Outcome, restored: Mapping[str, float], note: str) -> Outcome
 
 
 def _note(restored: Mapping[str, float], n: int, before: float, after: float, allowed: float, unit: str) -> str:
-    named = [f"{name.removesuffix('.weight')} ({harm:.1e})" for name, harm in list(restored.items())[:SHOWN]]
-    more = f" and {len(restored) - SHOWN} more" if len(restored) > SHOWN else ""
     return (
         f"Backed off: {len(restored)} of {n} sites are dense again, those that hurt most for each weight (in the loss):"
-        f" {', '.join(named)}{more}. Now {after:.2f} {unit} worse than dense, of {allowed:g} allowed,"
+        f" {named(restored)}. Now {after:.2f} {unit} worse than dense, of {allowed:g} allowed,"
         f" instead of {before:.2f}."
     )
+
+
+def named(harms: Mapping[str, float]) -> str:
+    """The first of some sites, each with what it hurts, and how many more there are."""
+    first = [f"{name.removesuffix('.weight')} ({harm:.1e})" for name, harm in list(harms.items())[:SHOWN]]
+    return ", ".join(first) + (f" and {len(harms) - SHOWN} more" if len(harms) > SHOWN else "")

@@ -146,6 +146,7 @@ FLAGS = (
     Flag("quantize", "damping", float, "As --damping, for rounding.", names=("--quantize-damping",)),
     Flag("quantize", "samples", int, "Calibration samples for rounding.", names=("--quantize-samples",)),
     Flag("quantize", "targets", list[str], "Glob over the weights to quantize.", names=("--quantize-targets",)),
+    Flag("quantize", "wide", list[str], "Of int4: glob over weights that get 8 bits.", names=("--quantize-wide",)),
     Flag("quantize", "ignore", list[str], "Glob over weights to keep in float.", names=("--quantize-ignore",)),
     Flag(
         RECIPE, "data", str,
@@ -166,7 +167,7 @@ FLAGS = (
         "Fail when the artifact scores worse than dense by more: 1% (of perplexity) or points of top-1.",
     ),
     Flag(
-        RECIPE, "back_off", bool, "Make weights dense again that hurt most, until --max-drop holds.",
+        RECIPE, "back_off", bool, "Leave weights dense, or in more bits, that hurt most, until --max-drop holds.",
         names=("--back-off/--no-back-off",),
     ),
     Flag(RECIPE, "samples", int, "Held-out samples to score."),

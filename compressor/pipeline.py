@@ -160,6 +160,23 @@ class Weigher(Protocol):
         """Of each site that it would change; touches no weight."""
 
 
+@runtime_checkable
+class Softenable(Protocol):
+    """What a pass offers besides when it can be asked to spare some sites, so that a budget holds.
+
+    spared: what becomes of these, in words ("in float").
+    """
+
+    @property
+    def spared(self) -> str: ...
+
+    def spares(self, outcome: Outcome) -> list[str]:
+        """The sites, of those that it changed, that it could spare."""
+
+    def sparing(self, names: Sequence[str]) -> Pass:
+        """The same pass, which spares these."""
+
+
 Observer = Callable[[int, str, Graph], None]  # (stage number, its name, the graph after it)
 
 

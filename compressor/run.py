@@ -26,7 +26,7 @@ from compressor.errors import BackendError, RecipeError
 from compressor.fingerprint import model_digest, score_key
 from compressor.graph import Feeds, Graph, Run
 from compressor.onnx_file import MODEL_FILE
-from compressor.pipeline import Context, Learner, Observer, Outcome, format_pass, run_pipeline
+from compressor.pipeline import Context, Learner, Observer, Outcome, Softenable, format_pass, run_pipeline
 from compressor.progress import Progress
 from compressor.proof import finish, proving
 from compressor.proof.costs import CostChange, Costs, costs_of
@@ -34,10 +34,12 @@ from compressor.proof.exhibits import Exhibits
 from compressor.proof.gathering import Gallery
 from compressor.proof.latency import Comparison, compare
 from compressor.proof.parity import Parity, tolerance
-from compressor.proof.report import Promise, Report, Scores, SiteRecord, Sizes, score_drop
+from compressor.proof.report import Promise, Report, Scores, SiteRecord, Sizes, Unquantized, score_drop
+from compressor.proof.unquantized import before, beside
 from compressor.recipe import Recipe
 from compressor.rounded import unrounded
 from compressor.shapes import Range, choose_shapes, parse_shapes, usual_feeds
+from compressor.softening import Softened, soften
 from compressor.source import Backend, Evaluation, Score, Source, Training
 
 DENSE_TWIN = ".dense"
@@ -57,6 +59,7 @@ class _Proof:
     unscored: str
     runs_in: str
     exhibits: Exhibits
+    unquantized: Unquantized | None
 
 
 class Export:
@@ -83,6 +86,7 @@ class Export:
         self.seconds: dict[str, float] = {}
         self.calibration = "none was needed"
         self.saved = ""
+        self.before = before(recipe)
 
     def run(self, folder: Path) -> Report:
         """Write the artifact into a folder, and say what was done and measured."""
@@ -95,7 +99,7 @@ class Export:
         dense = self._score_dense(evaluation, graph)
         gallery = self._gallery(graph)
         twin = self._build_twin(graph, folder)
-        outcomes = self._run_passes(graph, evaluation, dense)
+        graph, outcomes = self._run_passes(graph, evaluation, dense)
         # Rounding, which runtimes do in their kernels, is operators of its own in the graph: shapes alone count.
         own_costs = dense_costs if _shapes(graph) == dense_shapes else self._costs(graph)
         compressed = self._score("score the compressed model", evaluation, graph.run)
@@ -157,7 +161,10 @@ class Export:
             self.backend.build(self._in_dtype(graph), twin)
         return twin
 
-    def _run_passes(self, graph: Graph, evaluation: Evaluation | None, score: Score | None) -> list[Outcome]:
+    def _run_passes(
+        self, graph: Graph, evaluation: Evaluation | None, score: Score | None
+    ) -> tuple[Graph, list[Outcome]]:
+        """The graph that the artifact is made of, and what the passes say."""
         is_needed = self.recipe.back_off or any(one.needs_dense for one in self.recipe.passes)
         dense = graph.copy() if is_needed else None
         context = Context(
@@ -172,11 +179,11 @@ class Export:
             latency=None if isinstance(self.backend, EngineBackend) else self._latency,
         )
         with self._stage("run the passes"):
-            outcomes = run_pipeline(graph, self.recipe.passes, context, self.observers)
+            outcomes = run_pipeline(graph, self.recipe.passes, context, [*self.observers, self.before])
         if self.recipe.back_off and dense and evaluation and score:
-            outcomes = self._back_off(graph, dense, outcomes, context, evaluation, score)
+            graph, outcomes = self._back_off(graph, dense, outcomes, context, evaluation, score)
         gc.collect()
-        return outcomes
+        return graph, outcomes
 
     def _latency(self, graph: Graph) -> float:
         """Milliseconds of the first workload, as the backend builds it."""
@@ -194,14 +201,21 @@ class Export:
         context: Context,
         evaluation: Evaluation,
         score: Score,
-    ) -> list[Outcome]:
-        assert self.recipe.max_drop is not None, "check_back_off refuses"
+    ) -> tuple[Graph, list[Outcome]]:
+        allowed = self.recipe.max_drop
+        assert allowed is not None, "check_back_off refuses"
         unit = "points" if score.higher_is_better else "%"
+
+        def drop(graph: Graph) -> float:
+            return score_drop(score, evaluation.score(graph.run))[0]
+
+        last = self.recipe.passes[-1]
         with self._stage("back off"):
-            return back_off(
-                graph, dense, outcomes, context,
-                lambda: score_drop(score, evaluation.score(graph.run))[0], self.recipe.max_drop, unit,
-            )  # fmt: skip
+            if self.before.graph and isinstance(last, Softenable):
+                first = Softened(graph, outcomes[-1])
+                made = soften(first, self.before.graph, last, context, drop, allowed, unit)
+                return made.graph, [*outcomes[:-1], made.outcome]
+            return graph, back_off(graph, dense, outcomes, context, lambda: drop(graph), allowed, unit)
 
     def _calibrate(self, n: int) -> Sequence[Feeds]:
         batches = self.source.calibration(n)
@@ -292,6 +306,7 @@ class Export:
             stored = self.backend.stored(folder)
             sites = proving.site_records(graph, rows, stored)
             parity = self._parity(reference, artifact) if artifact else None
+        unquantized = self._beside_unquantized(evaluation, artifact, score) if artifact else None
         with self._stage("show samples to the artifact"):
             timed = self._workloads(graph, {}) if self.recipe.passes and engine is None else {}
             exhibits = gallery.exhibits(artifact, sites, stored, timed)
@@ -300,10 +315,21 @@ class Export:
             sites = finish.with_verdicts(sites, self.backend.check(folder / MODEL_FILE), engine)
             promises += finish.engine_promises(sites, engine)
         unscored = "" if scores else _unscored(evaluation, opened)
-        return _Proof(sites, parity, scores, promises, unscored, opened.by, exhibits)
+        return _Proof(sites, parity, scores, promises, unscored, opened.by, exhibits, unquantized)
 
     def _parity(self, reference: Graph, artifact: Run) -> Parity:
         return proving.prove_parity(self.source, reference.run, artifact, self.recipe.dtype, _unrounded(reference))
+
+    def _beside_unquantized(
+        self, evaluation: Evaluation | None, artifact: Run, score: Score | None
+    ) -> Unquantized | None:
+        if self.before.graph is None or len(self.recipe.passes) < 2:
+            return None
+
+        def scored(run: Run) -> Score | None:
+            return self._score("score the model before it was quantized", evaluation, run)
+
+        return beside(self.before.graph, artifact, score, scored, self.source.workloads().values())
 
     def _scores(
         self, evaluation: Evaluation | None, dense: Score | None, compressed: Score | None, artifact: Score | None
@@ -358,6 +384,7 @@ class Export:
             notes=(*(note for outcome in outcomes for note in outcome.notes), *filter(None, (self.saved,))),
             costs=costs,
             exhibits=proven.exhibits,
+            unquantized=proven.unquantized,
         )
 
     def _gain(self, outcomes: Sequence[Outcome]) -> str:

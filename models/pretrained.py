@@ -144,7 +144,7 @@ class Pretrained(ABC):
                 return "from_pretrained loads the smaller model from this folder"
             why = "the model that its configuration makes gives other outputs"
         torch.export.save(graph.program(), folder / PROGRAM)
-        after = ", after import compressor.quantization" if graph.points else ""
+        after = ", after import compressor.rounded" if graph.points else ""
         return f"from_pretrained cannot load the smaller model: {why}; {PROGRAM} holds it for torch.export.load{after}"
 
 

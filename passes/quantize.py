@@ -18,7 +18,7 @@ from compressor.passes.ranges import RANGES, SAMPLE, Seen
 from compressor.passes.refit import squared_error
 from compressor.passes.rounding import coordinate_descent, nearest
 from compressor.passes.smoothing import smooth
-from compressor.pipeline import Context, Outcome, Row, choose, in_order
+from compressor.pipeline import Context, Outcome, Row, check_glob, choose, in_order, matches
 from compressor.quantization import Grid, Kernels, Point, Rounding, largest_code
 from compressor.registry import unknown
 from compressor.rounded import round_activations
@@ -51,7 +51,7 @@ class Quantize:
     embeddings: whether a weight tied to an embedding is quantized too, to 8 bits, and stored once for both.
     damping: share of each channel's energy added to the Gram matrix; 0 chooses clamp(d / rows, 0.01, 1).
     samples: how many calibration samples are used.
-    targets, ignore: globs over site names.
+    targets, ignore: globs over site names. wide: of those that get 8 bits where int4 would give them 4.
     """
 
     name: ClassVar[str] = "quantize"
@@ -68,6 +68,7 @@ class Quantize:
     samples: int = 128
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -82,6 +83,8 @@ class Quantize:
             raise RecipeError(
                 f"smooth cannot be {self.smooth} for {self.kind}", hint="0 to 1, for int8 or int8-dynamic"
             )
+        if self.wide and self.kind != "int4":
+            raise RecipeError(f"wide cannot be {', '.join(self.wide)} for {self.kind}", hint="--quantize int4")
         if min(self.sweeps, self.damping) < 0 or self.samples < 1:
             raise RecipeError("sweeps and damping cannot be negative, and samples must be at least 1")
 
@@ -93,6 +96,8 @@ class Quantize:
     def plan(self, graph: Graph) -> list[Row]:
         left = {} if self.embeddings else {"tied": TIED}
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans, left)
+        for glob in self.wide:
+            check_glob(glob, [site.name for site in graph.sites])
         for site in named:
             reason = self._refusal(site)
             rows.append(Row(site.name, "refused" if reason else "changed", reason, dtype=f"int{self._bits(site)}"))
@@ -126,10 +131,25 @@ class Quantize:
             if not (torch.isfinite(found.scale) & (found.scale > 0)).all():
                 raise InternalError(f"{site.name} has a scale that is not a positive number")
 
+    # *** what it could spare ***
+
+    @property
+    def spared(self) -> str:
+        return "in 8 bits" if self.kind == "int4" else "in float"
+
+    def spares(self, outcome: Outcome) -> list[str]:
+        return [row.site for row in outcome.of("changed") if self.kind != "int4" or row.dtype == "int4"]
+
+    def sparing(self, names: Sequence[str]) -> "Quantize":
+        if self.kind == "int4":
+            return dataclasses.replace(self, wide=(*self.wide, *names))
+        return dataclasses.replace(self, ignore=(*self.ignore, *names))
+
     # *** weights ***
 
     def _bits(self, site: WeightSite) -> int:
-        return 4 if self.kind == "int4" and not site.other_users else 8
+        is_wide = site.other_users or any(matches(site.name, glob) for glob in self.wide)
+        return 4 if self.kind == "int4" and not is_wide else 8
 
     def _refusal(self, site: WeightSite) -> str:
         """Why a site cannot be quantized, or ""."""

@@ -10,7 +10,7 @@ from compressor.cli.sites import MARK
 from compressor.layout import table
 from compressor.proof.costs import CostChange
 from compressor.proof.latency import Comparison, Latency
-from compressor.proof.report import Promise, Report, Scores
+from compressor.proof.report import Promise, Report, Scores, Unquantized
 from compressor.units import human_bytes, human_count
 
 
@@ -34,15 +34,33 @@ def score_table(report: Report) -> RenderableType:
     if scores is None:
         return Text(f"Not scored: {report.unscored}")
     made = table(scores.dense.metric, "", "standard error")
-    for name in ("dense", "compressed", "artifact"):
-        score = getattr(scores, name)
+    before = report.unquantized.score if report.unquantized else None
+    rows = {
+        "dense": scores.dense,
+        "not quantized": before,
+        "compressed": scores.compressed,
+        "artifact": scores.artifact,
+    }
+    for name, score in rows.items():
+        if score is None:
+            continue
         where = "in torch" if name != "artifact" else f"in {report.ran_in or report.backend.split()[0]}"
         made.add_row(f"{name}, {where}", f"{score.value:.2f}", f"{score.stderr:.2f}")
     return Group(
         made,
         Text(_drop_line(scores)),
+        *_beside_unquantized(report.unquantized, scores.unit),
         Text(f"scored on {scores.samples}\ncalibrated on {report.calibration}", style="dim"),
     )
+
+
+def _beside_unquantized(one: Unquantized | None, unit: str) -> list[Text]:
+    """What codes alone cost."""
+    if one is None or one.drop is None:
+        return []
+    worse = f"{abs(one.drop):.2f} {unit} {'better' if one.drop < 0 else 'worse'}"
+    line = f"{worse} than before it was quantized (standard error {one.stderr:.2f}; outputs {one.difference:.1e} off)"
+    return [Text(line)]
 
 
 def _drop_line(scores: Scores) -> str:

@@ -41,14 +41,15 @@ def _accuracy(report: Mapping[str, Any]) -> Iterator[Measure]:
     if not scores:
         return
     dense, higher = scores["dense"], scores["dense"]["higher_is_better"]
-    values = {whose: scores[whose] for whose in ("dense", "artifact")}
+    before = (report["unquantized"] or {}).get("score")
+    values = {"dense": scores["dense"], "not quantized": before, "artifact": scores["artifact"]}
     unit = "points" if higher else "%"
     allowed = "" if scores["allowed"] is None else f"; {scores['allowed']:g} {unit} allowed"
     yield Measure(
         dense["metric"],
         f"{'higher' if higher else 'lower'} is better · n = {dense['n']} {dense['unit']} · ± standard error",
         _bars({whose: (score["value"], f"{_number(score['value'])} ± {_number(score['stderr'])}")
-               for whose, score in values.items()}),
+               for whose, score in values.items() if score}),
         _change(scores["drop"], unit),
         f"± {_number(scores['stderr'])} on the same samples{allowed}",
     )  # fmt: skip

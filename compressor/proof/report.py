@@ -16,7 +16,7 @@ from compressor.proof.latency import Comparison
 from compressor.proof.parity import Parity
 from compressor.source import Score
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,20 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Unquantized:
+    """The artifact beside the model that was quantized, sparse or smaller as that is, in floats: what codes alone cost.
+
+    difference: largest over outputs and workloads, relative to the output's largest value. score: of that model, in
+    torch, on the samples of `Scores`. drop, stderr: how much worse the artifact scores than it does.
+    """
+
+    difference: float
+    score: Score | None = None
+    drop: float | None = None
+    stderr: float | None = None
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Bytes of the model's files, and its weights: how many, and how many are not zero."""
 
@@ -107,7 +121,7 @@ class Report:
 
     parity, scores: None when nothing on this machine runs the artifact; ran_in: what ran it.
     notes: what passes say besides their rows. costs: of each workload, in the graph, whatever runs it.
-    exhibits: what the page shows besides.
+    exhibits: what the page shows besides. unquantized: where quantize came after other passes.
     engine: how far it came, for runtimes that compile one; latency was then taken on the device, as timed_on says.
     """
 
@@ -136,6 +150,7 @@ class Report:
     notes: tuple[str, ...] = ()
     costs: tuple[CostChange, ...] = ()
     exhibits: Exhibits = field(default_factory=Exhibits)
+    unquantized: Unquantized | None = None
 
     def __bool__(self) -> bool:
         return all(promise.met for promise in self.promises)

@@ -15,7 +15,7 @@ from compressor.proof.costs import CostChange, Costs
 from compressor.proof.exhibits import Exhibits, Sample, Texture
 from compressor.proof.latency import Comparison, Latency
 from compressor.proof.parity import Parity
-from compressor.proof.report import Promise, Report, Scores, SiteRecord, Sizes, as_json, score_drop
+from compressor.proof.report import Promise, Report, Scores, SiteRecord, Sizes, Unquantized, as_json, score_drop
 from compressor.proof.roofs import Roofs
 from compressor.source import Answer
 
@@ -57,6 +57,7 @@ def report(**changes: object) -> Report:
             Roofs(2e9, 1e9),
             {"prefill": 300},
         ),
+        unquantized=Unquantized(0.1, worse, 0.0, 0.0),
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
@@ -136,12 +137,13 @@ GOLDEN = {
         "roofs": dict.fromkeys(["flops", "bandwidth"]),
         "traffic": {"prefill": None},
     },
+    "unquantized": {**dict.fromkeys(["difference", "drop", "stderr"]), "score": SCORE},
 }
 
 
 def test_the_fields_of_the_json_are_these_and_a_change_to_them_is_a_change_of_schema():
     loaded = json.loads(report().to_json())
-    assert loaded["schema"] == 4
+    assert loaded["schema"] == 5
     assert keys(loaded) == GOLDEN
 
 

@@ -91,6 +91,15 @@ def test_the_drop_is_said_in_words(drop, line):
     assert f"{line} (standard error 0.15, 1 % allowed)" in shown(show_report, report(scores=scores))
 
 
+def test_the_model_before_it_was_quantized_stands_beside_the_artifact():
+    text = shown(show_report, report())
+    assert re.search(r"not quantized, in torch +63.43", text)
+    assert "0.00 % worse than before it was quantized (standard error 0.00; outputs 1.0e-01 off)" in " ".join(
+        text.split()
+    )
+    assert "quantized" not in shown(show_report, report(unquantized=None))
+
+
 def test_a_drop_that_is_no_number_is_not_called_better():
     scores = dataclasses.replace(report().scores, drop=float("nan"))  # type: ignore[type-var]
     assert "better" not in shown(show_report, report(scores=scores))

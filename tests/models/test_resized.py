@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from compressor.channels.blocks import drop
-from compressor.channels.groups import find_groups
 from compressor.channels.cut import cut
+from compressor.channels.groups import find_groups
 from compressor.driver import open_source
 from compressor.graph import Graph
 from compressor.models.causal_lm import CausalLM
 from compressor.models.masked_lm import MaskedLM
 from compressor.models.pretrained import PROGRAM
 from compressor.models.resized import is_resized, resized
-from compressor.quantization import Point, Rounding, round_activations
+from compressor.quantization import Point, Rounding
 from compressor.recipe import Recipe
+from compressor.rounded import round_activations
 from compressor.source import Options
 from tests.models.architectures import CAUSAL, MASKED, build
 
@@ -105,7 +106,7 @@ def test_rounded_activations_are_kept_as_a_program(tmp_path: Path):
     round_activations(graph, [Point(use.activation.name, (use.node.name,), Rounding("tensor"))])
     said = source._save_smaller(tmp_path, graph)
     assert "its activations are rounded" in said
-    assert said.endswith("torch.export.load, after import compressor.quantization")
+    assert said.endswith("torch.export.load, after import compressor.rounded")
     loaded = torch.export.load(tmp_path / PROGRAM).module(check_guards=False)
     with torch.no_grad():
         found = loaded(*(graph.example[port.name] for port in graph.inputs))[0]
