@@ -11,7 +11,7 @@ what its segments make is there to be matched. Live values are then held twice.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ from compressor.graph import Feeds, Graph
 from compressor.machine import Machine, Values
 from compressor.progress import Progress
 from compressor.segments import Segment, scored, segments
-from compressor.sites import WeightSite
-from compressor.statistics import Statistics
+from compressor.sites import BATCH_NORMS, WeightSite
+from compressor.statistics import Moments, Statistics
 
 ROWS_PER_COLUMN = 64
 """Rows sampled per column of a convolution. Neighbouring positions of an image repeat each other; past 64 rows a
@@ -36,6 +36,7 @@ class Block:
 
     inputs: what the segment reads, batch by batch, made by the pruned segments before it.
     pruned: what its outputs are on these inputs while its weights are dense; dense: what they are in the dense model.
+    moments: of what each of its batch normalizations reads in the dense model, on the batches that are learned from.
     final: the scored output of the dense model for each batch that is held out of the statistics.
     All but the statistics are empty unless the dense model is run beside.
     """
@@ -47,6 +48,12 @@ class Block:
     pruned: list[Values]
     dense: list[Values]
     final: dict[int, Values]
+    moments: dict[fx.Node, Moments] = field(default_factory=dict)
+
+    @property
+    def learned(self) -> list[int]:
+        """The batches that are not held out."""
+        return [at for at in range(len(self.inputs)) if at not in self.final]
 
     def loss(self, batch: int, wanted: Values, weights: Values) -> Tensor:
         """Squared error of the outputs of one batch, as a share of the energy of the wanted ones.
@@ -114,7 +121,7 @@ def calibrate(
         raise DataError(
             "one calibration batch cannot be both learned from and held out",
             found=f"{len(next(iter(batches[0].values())))} samples in one batch" if batches else "no samples",
-            hint="more --calibration-samples, or neither --match auto nor --reconstruct",
+            hint="more --calibration-samples, or no --match auto, --batchnorm or --reconstruct",
         )
     streams = _Streams(graph, batches, beside, cross, held_out(len(batches)) if hold_out else ())
     generator = torch.Generator().manual_seed(seed)
@@ -149,7 +156,7 @@ class _Streams:
         block = Block(part, statistics, self.machine, self.pruned, [], [], self.final)
         for at, batch in enumerate(self.pruned):
             seen = batch | self.machine.run_nodes(part.nodes, batch, keep=watched(part) | part.outputs)
-            dense = self._carry_dense(part, at) if self.dense else seen
+            dense = self._carry_dense(part, at, block) if self.dense else seen
             if self.dense:
                 block.pruned.append({node: seen[node] for node in part.outputs})
                 block.dense.append({node: dense[node] for node in part.outputs})
@@ -158,9 +165,13 @@ class _Streams:
             step()
         return block
 
-    def _carry_dense(self, part: Segment, at: int) -> Values:
-        before = self.dense[at]
-        seen = before | self.machine.run_nodes(part.nodes, before, keep=part.live | part.outputs | watched(part))
+    def _carry_dense(self, part: Segment, at: int, block: Block) -> Values:
+        before, norms = self.dense[at], batch_norms(part)
+        keep = part.live | part.outputs | watched(part) | set(norms.values())
+        seen = before | self.machine.run_nodes(part.nodes, before, keep)
+        if at not in self.final:
+            for node, read in norms.items():
+                block.moments.setdefault(node, Moments()).add(seen[read])
         self.dense[at] = {node: value for node, value in seen.items() if node in part.live}
         return seen
 
@@ -200,6 +211,11 @@ def measure(graph: Graph, sites: Sequence[WeightSite], batch: Feeds) -> Measured
         live.append(sum(x.nbytes for x in values.values() if isinstance(x, Tensor)))
         sizes.append(sum(4 * groups * d * d for groups, d in _gram_shapes(part.sites)))
     return Measured(seconds, rows, max(live), tuple(sizes))
+
+
+def batch_norms(part: Segment) -> dict[fx.Node, fx.Node]:
+    """The batch normalizations of a segment, in order, and what each reads."""
+    return {node: node.args[0] for node in part.nodes if node.target in BATCH_NORMS}  # type: ignore[misc]
 
 
 def watched(part: Segment) -> set[fx.Node]:

@@ -65,6 +65,10 @@ FLAGS = (
     Flag("sparsify", "loss_refit", int, "Such steps by what errors do to the model's loss; 20 do."),
     Flag("sparsify", "bias", bool, "Refit each bias with its weights.", names=("--bias/--no-bias",)),
     Flag("sparsify", "match", str, "What outputs are fitted to: pruned, dense, or auto (held-out samples decide)."),
+    Flag(
+        "sparsify", "batchnorm", bool, "Move batch normalizations by what pruning changed, where that helps.",
+        names=("--batchnorm/--no-batchnorm",),
+    ),
     Flag("sparsify", "reconstruct", int, "Steps of Adam on each block's kept weights; 0 switches them off."),
     Flag("sparsify", "damping", float, "Share of each channel's energy added to its Gram matrix; 0 chooses."),
     Flag("sparsify", "samples", int, "Calibration samples.", names=("--calibration-samples",)),
@@ -101,6 +105,10 @@ FLAGS = (
         "channels", "bias", bool, "Refit biases with it.", names=("--channels-bias/--no-channels-bias",),
     ),
     Flag("channels", "match", str, "As --match, for channels.", names=("--channels-match",)),
+    Flag(
+        "channels", "batchnorm", bool, "As --batchnorm, for channels.",
+        names=("--channels-batchnorm/--no-channels-batchnorm",),
+    ),
     Flag("channels", "reconstruct", int, "As --reconstruct, for channels.", names=("--channels-reconstruct",)),
     Flag("channels", "damping", float, "As --damping, for channels.", names=("--channels-damping",)),
     Flag("channels", "samples", int, "Calibration samples for channels.", names=("--channels-samples",)),

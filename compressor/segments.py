@@ -38,6 +38,8 @@ def block_of(name: str) -> str:
 def segments(graph: Graph, sites: Sequence[WeightSite], *, whole: bool = False) -> list[Segment]:
     """The graph cut after each block's last site, where the fewest values live on; what no site depends on is left out.
 
+    Of several such places the last: what normalizes or maps a block's outputs is solved and carried over with it.
+
     A weight with several consumers is never cut apart: its statistics are the sum over all of them.
     whole: the last segment, too, ends at such a cut, before the next site; else it ends with its last activation.
     """
@@ -47,7 +49,7 @@ def segments(graph: Graph, sites: Sequence[WeightSite], *, whole: bool = False) 
     uses = sorted(((index[use.node], site) for site in sites for use in site.uses), key=lambda use: use[0])
     last_read = _read_to_the_end(sites, index) if whole else _last_read(sites, index)
     crossing = _crossing(index, last_read)
-    end = min(_to_next_site(graph, uses[-1][0], index), key=crossing.__getitem__) if whole else uses[-1][0]
+    end = _narrowest(_to_next_site(graph, uses[-1][0], index), crossing) if whole else uses[-1][0]
     return [_segment(start, end, uses, index, last_read) for start, end in pairwise([-1, *_cuts(uses, crossing), end])]
 
 
@@ -110,15 +112,19 @@ def _crossing(index: dict[fx.Node, int], last_read: dict[fx.Node, int]) -> list[
 
 
 def _cuts(uses: list[tuple[int, WeightSite]], crossing: list[int]) -> list[int]:
-    """Between the last site of a block and the first of the next, the first position that the fewest values cross."""
+    """Between the last site of a block and the first of the next, the last position that the fewest values cross."""
     spans: dict[WeightSite, list[int]] = {}
     for at, site in uses:
         spans.setdefault(site, []).append(at)
     return [
-        min(range(here, there), key=crossing.__getitem__)
+        _narrowest(range(here, there), crossing)
         for (here, site), (there, following) in pairwise(uses)
         if block_of(site.name) != block_of(following.name) and not any(at[0] <= here < at[-1] for at in spans.values())
     ]
+
+
+def _narrowest(positions: range, crossing: Sequence[int]) -> int:
+    return min(reversed(positions), key=crossing.__getitem__)
 
 
 def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:

@@ -10,6 +10,30 @@ GRAM_BLOCK = 256
 
 
 @dataclass
+class Moments:
+    """Mean and variance of each channel (axis 1) of values (batch, C, ...) that come batch by batch; float64."""
+
+    n: int = 0
+    total: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+
+    def add(self, x: Tensor) -> None:
+        """Add values (batch, C, ...)."""
+        x = x.double().movedim(1, 0).flatten(1)  # (C, n)
+        self.n += x.shape[1]
+        self.total = self.total + x.sum(1)
+        self.squares = self.squares + x.square().sum(1)
+
+    def mean(self) -> Tensor:
+        """(C,)"""
+        return torch.as_tensor(self.total) / max(self.n, 1)
+
+    def variance(self) -> Tensor:
+        """(C,), of all values: divided by their number."""
+        return (torch.as_tensor(self.squares) / max(self.n, 1) - self.mean().square()).clamp_min(0)
+
+
+@dataclass
 class Statistics:
     """Sums over n rows x of one site's inputs, all float32.
 

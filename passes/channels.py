@@ -52,7 +52,7 @@ class Channels:
     refit: whether what reads the units that stay makes up for those that go.
     bias: whether biases, or running means, take part in that.
     match: what outputs are fitted to: "pruned", "dense" or "auto", as in `sparsify`.
-    reconstruct: steps of Adam on each block, as in `sparsify`. damping: as there.
+    batchnorm, reconstruct, damping: as in `sparsify`.
     samples: how many calibration samples are used.
     targets, ignore: globs over the names of groups, each named by the first weight that makes its channels.
     """
@@ -68,6 +68,7 @@ class Channels:
     refit: bool = True
     bias: bool = True
     match: str = "pruned"
+    batchnorm: bool = False
     reconstruct: int = 0
     damping: float = 0.0
     samples: int = 128
@@ -92,9 +93,14 @@ class Channels:
         return Amounts.parse(self.amount)
 
     @property
+    def _holds_out(self) -> bool:
+        """Whether samples that nothing is learned from decide."""
+        return self.match == "auto" or self.batchnorm or self.reconstruct > 0
+
+    @property
     def needs_data(self) -> bool:
         """Magnitude without refit reads the weights alone."""
-        return self.importance != MAGNITUDE or self.refit or self.reconstruct > 0
+        return self.importance != MAGNITUDE or self.refit or self._holds_out
 
     # *** what goes ***
 
@@ -176,7 +182,7 @@ class Channels:
         self, graph: Graph, groups: Sequence[ChannelGroup], keep: Keep, context: Context
     ) -> dict[WeightSite, Numbers]:
         """Write what reads the groups, block after block; returns the numbers of the rows."""
-        if not (self.refit or self.reconstruct):
+        if not (self.refit or self.batchnorm or self.reconstruct):
             return {}
         columns = {site: columns_kept(each, keep) for site, each in readers(graph, groups).items()}
         blocks = calibrate(
@@ -185,9 +191,9 @@ class Channels:
             context.calibration(self.samples),
             seed=context.seed,
             progress=context.progress,
-            beside=self.match != "pruned" or self.reconstruct > 0,
+            beside=self.match != "pruned" or self._holds_out,
             cross=self.match != "pruned",
-            hold_out=self.match == "auto" or self.reconstruct > 0,
+            hold_out=self._holds_out,
         )
         solver = ColumnSolver(options=self, patterns={}, keeps={}, columns=columns, is_refitted=self.refit)
         solved: dict[WeightSite, Numbers] = {}

@@ -42,9 +42,8 @@ def _descend(
 ) -> Iterator[None]:
     """Take the steps, on one batch after the other; pause CHECKS times."""
     adam = torch.optim.Adam(groups(list(trained.values()), RATE))
-    batches = [at for at in range(len(wanted)) if at not in block.final]
     for step in range(steps):
-        at = batches[step % len(batches)]
+        at = block.learned[step % len(block.learned)]
         set_rates(adam, falling(step, steps))
         adam.zero_grad()
         loss = block.loss(at, wanted[at], {node: one.value() for nodes, one in trained.items() for node in nodes})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compressor.calibrate import Block
 from compressor.errors import DataError
+from compressor.passes.batchnorm import Correction, running
 from compressor.passes.gram import Gram
 from compressor.passes.inputs import Inputs, readers
 from compressor.passes.methods import method_of
@@ -53,7 +54,8 @@ class BlockSolver:
     def solve(self, block: Block) -> dict[WeightSite, Numbers]:
         """Write the weights of a block's sites; returns the numbers of their rows."""
         matches = ("pruned", "dense") if self.options.match == "auto" else (self.options.match,)
-        trials = [partial(self._solve_sites, block, match == "dense") for match in matches]
+        correction = Correction(block) if self.options.batchnorm else None
+        trials = [partial(self._solve_sites, block, match == "dense", correction) for match in matches]
         if len(trials) == 1:
             best, solved = 0, trials[0]()
         else:
@@ -64,7 +66,7 @@ class BlockSolver:
             more |= reconstruct(block, wanted, self.options.reconstruct)
         return {site: numbers | more for site, numbers in solved.items()}
 
-    def _solve_sites(self, block: Block, is_dense: bool) -> dict[WeightSite, Numbers]:
+    def _solve_sites(self, block: Block, is_dense: bool, correction: Correction | None) -> dict[WeightSite, Numbers]:
         solved: dict[WeightSite, Numbers] = {}
         for sites in readers(block, is_centred=self.options.bias):
             statistics = block.statistics[sites[0]]
@@ -77,7 +79,8 @@ class BlockSolver:
                 is_shared=len(sites) > 1,
             )
             solved |= {site: self._solve_site(site, inputs, is_dense) for site in sites}
-        return solved
+        more = _correct(block, correction) if correction else {}
+        return {site: numbers | more for site, numbers in solved.items()}
 
     def _solve_site(self, site: WeightSite, inputs: Inputs, is_dense: bool) -> Numbers:
         """Write the site's pruned weights; returns the numbers of its row."""
@@ -118,6 +121,14 @@ class BlockSolver:
         return torch.stack([gradients_of_both(*group, self.options.loss_refit) for group in groups])
 
 
+def _correct(block: Block, correction: Correction) -> Numbers:
+    """Move the block's batch normalizations, where that helps; returns numbers for the rows of its sites."""
+    if not correction.written:
+        return {}
+    kept, _ = best_of([lambda: None, correction.apply], block.held_out_error, correction.written)
+    return {"corrects_batchnorm": float(kept)}
+
+
 def _trusted(F: Tensor) -> Tensor:
     """F + FELT_DAMPING * mean(diag F) * I; I where nothing is felt."""
     mean = F.diagonal().mean()
@@ -136,6 +147,7 @@ def _check_rows(site: WeightSite, n: int) -> None:
 
 
 def _written(block: Block) -> list[Tensor]:
-    """Every tensor that solving the block's sites may write."""
-    sites = block.segment.sites
-    return [site.weight for site in sites] + [site.offset.tensor for site in sites if site.offset]
+    """Every tensor that solving the block's sites may write; a running mean may be among both."""
+    sites, statistics = block.segment.sites, [x for both in running(block).values() for x in both]
+    found = [site.weight for site in sites] + [site.offset.tensor for site in sites if site.offset] + statistics
+    return list({id(x): x for x in found}.values())

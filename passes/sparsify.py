@@ -54,6 +54,8 @@ class Sparsify:
     match: what outputs are fitted to. "pruned": what the dense weights make of the pruned inputs. "dense": what the
         dense model has there, so that a site makes up for the ones before it. "auto": this for each block with which
         the scored output on held-out samples, a fifth of all, then comes nearer to the dense model's.
+    batchnorm: whether statistics of each block's batch normalizations are moved by what pruning has changed in them,
+        kept where the scored output on held-out samples then comes nearer to the dense model's.
     damping: share of each channel's energy added to the Gram matrix; 0 chooses clamp(d / rows, 0.01, 1).
     reconstruct: steps of Adam on the kept weights of each block, its biases and its norms, that fit the block's outputs
         to what `match` says; the state is kept with which the scored output on held-out samples is nearest.
@@ -74,6 +76,7 @@ class Sparsify:
     loss_refit: int = 0
     bias: bool = False
     match: str = "pruned"
+    batchnorm: bool = False
     damping: float = 0.0
     reconstruct: int = 0
     samples: int = 128
@@ -151,9 +154,19 @@ class Sparsify:
         return self._is_weighed or self.loss_refit > 0
 
     @property
+    def _holds_out(self) -> bool:
+        """Whether samples that nothing is learned from decide."""
+        return self.match == "auto" or self.batchnorm or self.reconstruct > 0
+
+    @property
+    def _runs_beside(self) -> bool:
+        """Whether the dense model's outputs are wanted, block after block."""
+        return self.match != "pruned" or self._holds_out
+
+    @property
     def needs_data(self) -> bool:
         """Magnitude without refit or bias reads the weights alone."""
-        return self.method != "magnitude" or self.refit > 0 or self.bias or self._is_felt
+        return self.method != "magnitude" or self.refit > 0 or self.bias or self._is_felt or self._runs_beside
 
     @property
     def gradient_samples(self) -> int:
@@ -250,9 +263,9 @@ class Sparsify:
             context.calibration(self.samples),
             seed=context.seed,
             progress=context.progress,
-            beside=self.match != "pruned" or self.reconstruct > 0,
+            beside=self._runs_beside,
             cross=self.match != "pruned",
-            hold_out=self.match == "auto" or self.reconstruct > 0,
+            hold_out=self._holds_out,
         )
         solved: dict[WeightSite, Numbers] = {}
         for block in blocks:
