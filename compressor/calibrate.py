@@ -104,6 +104,7 @@ def calibrate(
     beside: bool = False,
     cross: bool = False,
     hold_out: bool = False,
+    done: int = 0,
 ) -> Iterator[Block]:
     """Yield each segment with its sites' statistics; write the sites' weights before asking for the next.
 
@@ -112,6 +113,7 @@ def calibrate(
     batches: inputs by name. seed: chooses the positions sampled from convolutions' inputs.
     beside: whether the dense model is run too, so that the outputs of its segments are known; cross: and the statistics
     relate its inputs to those of the pruned one. hold_out: whether every fifth batch is kept out of the statistics.
+    done: how many of the first segments' weights are known already: nothing is gathered for these.
     Raises DataError when that leaves nothing to learn from.
     """
     parts = segments(graph, sites, whole=beside)
@@ -124,10 +126,11 @@ def calibrate(
             hint="more --calibration-samples, or no --match auto, --batchnorm or --reconstruct",
         )
     streams = _Streams(graph, batches, beside, cross, held_out(len(batches)) if hold_out else ())
-    generator = torch.Generator().manual_seed(seed)
     with progress.task("calibrating", total=(2 * len(parts) - 1) * len(batches)) as step:
-        for part in parts:
-            block = streams.see(part, generator, step)
+        for number, part in enumerate(parts):
+            # A segment's samples are its own, whether or not those before it were looked at.
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+            block = streams.see(part, generator, step) if number >= done else streams.skip(part, step)
             yield block
             block.statistics.clear()
             if part is not parts[-1]:
@@ -162,6 +165,15 @@ class _Streams:
                 block.dense.append({node: dense[node] for node in part.outputs})
             if at not in self.final:
                 gather(statistics, seen, dense, len(self.pruned) - len(self.final), generator)
+            step()
+        return block
+
+    def skip(self, part: Segment, step: Callable[[], None]) -> Block:
+        """Carry the dense batches over a segment, before its weights are written."""
+        block = Block(part, {}, self.machine, self.pruned, [], [], self.final)
+        for at in range(len(self.pruned)):
+            if self.dense:
+                self._carry_dense(part, at, block)
             step()
         return block
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from compressor.calibrate import calibrate
 from compressor.channels.cut import cut, mask
 from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Feeds, Graph
 from compressor.passes.amounts import HINT, Amounts
+from compressor.passes.blockwise import holds_out, solve_blocks
 from compressor.passes.columns import ColumnSolver, columns_kept, readers
 from compressor.passes.extents import Keep, shapes_after
 from compressor.passes.importance import ERROR, IMPORTANCES, MAGNITUDE, Scores, by_data, by_magnitude
@@ -93,14 +93,9 @@ class Channels:
         return Amounts.parse(self.amount)
 
     @property
-    def _holds_out(self) -> bool:
-        """Whether samples that nothing is learned from decide."""
-        return self.match == "auto" or self.batchnorm or self.reconstruct > 0
-
-    @property
     def needs_data(self) -> bool:
         """Magnitude without refit reads the weights alone."""
-        return self.importance != MAGNITUDE or self.refit or self._holds_out
+        return self.importance != MAGNITUDE or self.refit or holds_out(self)
 
     # *** what goes ***
 
@@ -185,20 +180,8 @@ class Channels:
         if not (self.refit or self.batchnorm or self.reconstruct):
             return {}
         columns = {site: columns_kept(each, keep) for site, each in readers(graph, groups).items()}
-        blocks = calibrate(
-            graph,
-            list(columns),
-            context.calibration(self.samples),
-            seed=context.seed,
-            progress=context.progress,
-            beside=self.match != "pruned" or self._holds_out,
-            cross=self.match != "pruned",
-            hold_out=self._holds_out,
-        )
         solver = ColumnSolver(options=self, patterns={}, keeps={}, columns=columns, is_refitted=self.refit)
-        solved: dict[WeightSite, Numbers] = {}
-        for block in blocks:
-            solved |= solver.solve(block)
+        solved = solve_blocks(graph, list(columns), solver, context)
         return {site: {name: x for name, x in one.items() if name != "sparsity"} for site, one in solved.items()}
 
     # *** what is said of it ***

@@ -1,4 +1,4 @@
-"""A training run's state in one safetensors file, written whole or not at all."""
+"""A run's state in one safetensors file, written whole or not at all."""
 
 import json
 import os
@@ -17,8 +17,8 @@ Groups = Mapping[str, Mapping[str, Tensor]]
 class Checkpoint:
     """Numbers and groups of tensors of the run that `key` stands for; nothing is kept where there is no folder."""
 
-    def __init__(self, folder: Path | None, key: str):
-        self._path = folder / f"recover-{key[:16]}.safetensors" if folder else None
+    def __init__(self, folder: Path | None, key: str, name: str = "recover"):
+        self._path = folder / f"{name}-{key[:16]}.safetensors" if folder else None
 
     def save(self, numbers: Mapping[str, Any], groups: Groups) -> None:
         if self._path is None:

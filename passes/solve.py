@@ -59,7 +59,7 @@ class BlockSolver:
         if len(trials) == 1:
             best, solved = 0, trials[0]()
         else:
-            best, solved = best_of(trials, block.held_out_error, _written(block))
+            best, solved = best_of(trials, block.held_out_error, written(block))
         more: Numbers = {"matches_dense": float(best)} if len(trials) > 1 else {}
         if self.options.reconstruct:
             wanted = block.dense if matches[best] == "dense" else block.pruned
@@ -146,7 +146,7 @@ def _check_rows(site: WeightSite, n: int) -> None:
     )
 
 
-def _written(block: Block) -> list[Tensor]:
+def written(block: Block) -> list[Tensor]:
     """Every tensor that solving the block's sites may write; a running mean may be among both."""
     sites, statistics = block.segment.sites, [x for both in running(block).values() for x in both]
     found = [site.weight for site in sites] + [site.offset.tensor for site in sites if site.offset] + statistics

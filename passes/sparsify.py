@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from compressor.calibrate import calibrate
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
 from compressor.passes.allocate import SHARES
+from compressor.passes.blockwise import runs_beside, solve_blocks
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
 from compressor.passes.reorder import NOTHING_TO_GAIN, Reordered, reorder
@@ -154,19 +154,9 @@ class Sparsify:
         return self._is_weighed or self.loss_refit > 0
 
     @property
-    def _holds_out(self) -> bool:
-        """Whether samples that nothing is learned from decide."""
-        return self.match == "auto" or self.batchnorm or self.reconstruct > 0
-
-    @property
-    def _runs_beside(self) -> bool:
-        """Whether the dense model's outputs are wanted, block after block."""
-        return self.match != "pruned" or self._holds_out
-
-    @property
     def needs_data(self) -> bool:
         """Magnitude without refit or bias reads the weights alone."""
-        return self.method != "magnitude" or self.refit > 0 or self.bias or self._is_felt or self._runs_beside
+        return self.method != "magnitude" or self.refit > 0 or self.bias or self._is_felt or runs_beside(self)
 
     @property
     def gradient_samples(self) -> int:
@@ -191,9 +181,7 @@ class Sparsify:
         if self._is_felt:
             solved = self._by_loss(graph, sites, keeps, context)
         elif self.needs_data:
-            solved = self._with_data(
-                graph, sites, BlockSolver(self, dict.fromkeys(sites, self._pattern), keeps), context
-            )
+            solved = solve_blocks(graph, sites, BlockSolver(self, dict.fromkeys(sites, self._pattern), keeps), context)
         else:
             solved = {site: self._mask(site, keeps.get(site)) for site in sites}
         for site, numbers in solved.items():
@@ -239,12 +227,12 @@ class Sparsify:
         """The numbers of the sites that are pruned; the others stay dense."""
         felt = feel(graph, sites, self.samples, context, by_pairs=self.loss_refit > 0)
         if not self._is_weighed:
-            return self._with_data(
+            return solve_blocks(
                 graph, sites, BlockSolver(self, dict.fromkeys(sites, self._pattern), keeps, felt), context
             )
         weighed = weigh(felt, self._pattern)
         patterns = self._divided(weighed)
-        solved = self._with_data(graph, list(patterns), BlockSolver(self, patterns, keeps, felt), context)
+        solved = solve_blocks(graph, list(patterns), BlockSolver(self, patterns, keeps, felt), context)
         return {
             site: numbers | {"foretold_loss": _loss(weighed[site], patterns[site])} for site, numbers in solved.items()
         }
@@ -253,24 +241,6 @@ class Sparsify:
         if isinstance(self._pattern, NM):
             return within_budget(weighed, self._pattern, self.dense)
         return divided(weighed, self._pattern.sparsity)
-
-    def _with_data(
-        self, graph: Graph, sites: Sequence[WeightSite], solver: BlockSolver, context: Context
-    ) -> dict[WeightSite, Numbers]:
-        blocks = calibrate(
-            graph,
-            sites,
-            context.calibration(self.samples),
-            seed=context.seed,
-            progress=context.progress,
-            beside=self._runs_beside,
-            cross=self.match != "pruned",
-            hold_out=self._holds_out,
-        )
-        solved: dict[WeightSite, Numbers] = {}
-        for block in blocks:
-            solved |= solver.solve(block)
-        return solved
 
     def _mask(self, site: WeightSite, keep: Tensor | None) -> Numbers:
         """Write the site's weights, masked by magnitude; returns the numbers of its row."""
