@@ -56,7 +56,7 @@ class Reordered:
                 f"in the {len(shares)} weights that read them"
             )
         reasons = Counter(self.kept.values())
-        return said + "".join(f"; {n} stay: {why}" for why, n in reasons.items())
+        return said + "".join(f"; {n} stay{'s' if n == 1 else ''}: {why}" for why, n in reasons.items())
 
 
 def reorder(
