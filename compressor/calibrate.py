@@ -208,6 +208,10 @@ class Measured:
     live_bytes: int
     segment_statistics: tuple[int, ...]
 
+    @property
+    def n_segments(self) -> int:
+        return len(self.segment_statistics)
+
 
 def measure(graph: Graph, sites: Sequence[WeightSite], batch: Feeds) -> Measured:
     """Run the sites' segments once on one batch, to tell what calibration will take."""

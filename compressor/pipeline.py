@@ -177,6 +177,28 @@ class Softenable(Protocol):
         """The same pass, which spares these."""
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What a pass does with each block besides looking at it.
+
+    solves: how often its sites are solved. is_beside: whether the dense model is run beside. checks: how often samples
+    held out are asked. steps: of gradient descent. observed: samples that are run through the model before all this.
+    """
+
+    solves: int = 1
+    is_beside: bool = False
+    checks: int = 0
+    steps: int = 0
+    observed: int = 0
+
+
+@runtime_checkable
+class Blockwise(Protocol):
+    """What a pass offers besides when it goes over the blocks of a graph."""
+
+    def effort(self) -> Effort: ...
+
+
 Observer = Callable[[int, str, Graph], None]  # (stage number, its name, the graph after it)
 
 

@@ -14,10 +14,11 @@ from compressor.calibrate import Block, calibrate
 from compressor.fingerprint import digest
 from compressor.graph import Feeds, Graph
 from compressor.passes.checkpoint import Checkpoint
+from compressor.passes.reconstruct import CHECKS
 from compressor.passes.solve import BlockSolver, Numbers, written
 from compressor.passes.student import own_tensors
 from compressor.passes.trials import put
-from compressor.pipeline import Context, format_pass
+from compressor.pipeline import Context, Effort, format_pass
 from compressor.sites import WeightSite
 
 
@@ -29,6 +30,14 @@ def holds_out(options: Any) -> bool:
 def runs_beside(options: Any) -> bool:
     """Whether the dense model is run beside the pruned one."""
     return options.match != "pruned" or holds_out(options)
+
+
+def effort(options: Any, observed: int = 0) -> Effort:
+    """What `solve_blocks` does with each block; observed: samples that the pass looks at before."""
+    trials = 2 if options.match == "auto" else 1
+    checks = (trials if trials > 1 else 0) + (2 * trials if options.batchnorm else 0)
+    checks += CHECKS + 1 if options.reconstruct else 0
+    return Effort(trials, runs_beside(options), checks, options.reconstruct, observed)
 
 
 def solve_blocks(

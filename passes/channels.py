@@ -12,7 +12,7 @@ from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Feeds, Graph
 from compressor.passes.amounts import HINT, Amounts
-from compressor.passes.blockwise import holds_out, solve_blocks
+from compressor.passes.blockwise import effort, holds_out, solve_blocks
 from compressor.passes.columns import ColumnSolver, columns_kept, readers
 from compressor.passes.extents import Keep, shapes_after
 from compressor.passes.importance import ERROR, IMPORTANCES, MAGNITUDE, Scores, by_data, by_magnitude
@@ -20,7 +20,7 @@ from compressor.passes.ranking import LAYER, RANKINGS
 from compressor.passes.selection import CHANNELS, TARGETS, Selection
 from compressor.passes.solve import Numbers
 from compressor.passes.student import own_tensors
-from compressor.pipeline import Context, Outcome, Row, check_glob, in_order, matches
+from compressor.pipeline import Context, Effort, Outcome, Row, check_glob, in_order, matches
 from compressor.proof.parity import TOLERANCE, difference
 from compressor.registry import unknown
 from compressor.sites import WeightSite
@@ -98,6 +98,9 @@ class Channels:
         return self.importance != MAGNITUDE or self.refit or holds_out(self)
 
     # *** what goes ***
+
+    def effort(self) -> Effort:
+        return effort(self, observed=self.samples if self.importance != MAGNITUDE else 0)
 
     def plan(self, graph: Graph) -> list[Row]:
         groups, whole = self._choose(graph)

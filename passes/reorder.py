@@ -27,7 +27,7 @@ from compressor.proof.parity import TOLERANCE, difference
 from compressor.sites import WeightSite
 from compressor.statistics import Statistics
 
-SAMPLES = 32
+ORDER_SAMPLES = 32
 """Calibration samples that tell; an order is less particular about them than weights are."""
 
 NOTHING_TO_GAIN = "permute: channels keep their order, since a ratio may make zeros anywhere"
@@ -138,7 +138,7 @@ def _scores(
     if method == "magnitude":
         yield {site: _by_column(site, site.matrix().square()) for site in sites}
         return
-    batches = context.calibration(SAMPLES)
+    batches = context.calibration(ORDER_SAMPLES)
     for statistics in observe(graph, sites, batches, seed=context.seed, progress=context.progress):
         yield {site: _score(site, one, method, bias, damping) for site, one in statistics.items()}
 

@@ -11,14 +11,14 @@ from torch import Tensor
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
 from compressor.passes.allocate import SHARES
-from compressor.passes.blockwise import runs_beside, solve_blocks
+from compressor.passes.blockwise import effort, runs_beside, solve_blocks
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
-from compressor.passes.reorder import NOTHING_TO_GAIN, Reordered, reorder
+from compressor.passes.reorder import NOTHING_TO_GAIN, ORDER_SAMPLES, Reordered, reorder
 from compressor.passes.shares import Weighed, check_budget, divided, feel, weigh, within_budget
 from compressor.passes.solve import BlockSolver, Numbers
 from compressor.pattern import NM, Pattern, Ratio, parse_pattern
-from compressor.pipeline import Context, Outcome, Row, SiteLoss, choose, in_order
+from compressor.pipeline import Context, Effort, Outcome, Row, SiteLoss, choose, in_order
 from compressor.registry import unknown
 from compressor.sensitivity import SAMPLES
 from compressor.sites import WeightSite
@@ -161,6 +161,10 @@ class Sparsify:
     @property
     def gradient_samples(self) -> int:
         return SAMPLES if self._is_felt else 0
+
+    def effort(self) -> Effort:
+        is_ordered = self.permute and isinstance(self._pattern, NM) and self.method != "magnitude"
+        return effort(self, observed=ORDER_SAMPLES if is_ordered else 0)
 
     def plan(self, graph: Graph) -> list[Row]:
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)

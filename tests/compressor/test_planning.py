@@ -2,15 +2,17 @@
 
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import compressor
-from compressor.commands import planning
+from compressor.commands import estimate
 from compressor.commands.planning import plan
 from compressor.errors import DataError, RecipeError
+from compressor.pipeline import Effort, parse_pass
 
 MAGNITUDE = "export | sparsify{pattern=2:4,method=magnitude,refit=0}"
 
@@ -84,7 +86,7 @@ def test_a_plan_with_calibration_is_measured_on_a_few_samples(monkeypatch):
         "compressor.models.python.ModuleSource.calibration", lambda self, n: asked.append(n) or calibration(self, n)
     )
     found = plan(made, "export | sparsify{pattern=2:4,samples=64}")
-    assert asked == [planning.SAMPLE]
+    assert asked == [estimate.SAMPLE]
     assert re.fullmatch(r"up to 64 samples from .*inputs that Sequential brings", found.calibration)
     weights = 4 * sum(x.numel() for x in model.parameters())
     assert found.cost is not None
@@ -116,13 +118,50 @@ def test_the_estimate_grows_with_the_samples():
 
 
 def test_gradients_cost_time_and_memory(monkeypatch):
-    monkeypatch.setattr(planning, "_rate", lambda: 1e9)
+    monkeypatch.setattr(estimate, "_rate", lambda: 1e9)
     plain, felt = (plan("tiny-resnet", f"export | sparsify{{pattern=2:4,samples=64{more}}}").cost for more in FELT)
     assert felt.seconds > 1.2 * plain.seconds
     assert felt.memory > plain.memory
 
 
 FELT = ("", ",loss_refit=20")
+
+
+@pytest.mark.parametrize(
+    ("text", "effort"),
+    [
+        ("sparsify{pattern=2:4}", Effort()),
+        ("sparsify{pattern=2:4,match=dense}", Effort(is_beside=True)),
+        ("sparsify{pattern=2:4,match=auto}", Effort(solves=2, is_beside=True, checks=2)),
+        ("sparsify{pattern=2:4,match=auto,batchnorm=true}", Effort(solves=2, is_beside=True, checks=6)),
+        ("sparsify{pattern=2:4,reconstruct=64}", Effort(is_beside=True, checks=9, steps=64)),
+        ("sparsify{pattern=2:4,permute=true}", Effort(observed=32)),
+        ("sparsify{pattern=2:4,permute=true,method=magnitude}", Effort()),
+        ("channels{amount=0.5,samples=64}", Effort(observed=64)),
+    ],
+)
+def test_a_pass_says_what_it_does_with_each_block(text, effort):
+    assert parse_pass(text).effort() == effort
+
+
+def test_the_dense_model_the_checks_and_the_steps_are_forward_passes_that_are_counted():
+    def forwards(**options: Any) -> float:
+        return estimate._forwards(Effort(**options), n_segments=4, times=10.0, n=80)
+
+    assert forwards() == 0
+    assert forwards(is_beside=True) == 10
+    assert forwards(steps=64) == 3 * 64
+    assert forwards(checks=2) == 2 * 4 * (2 + 1) / 2  # a fifth of ten batches; half of the model, and half a block
+    assert forwards(observed=32) == 4
+
+
+def test_a_block_is_reconstructed_on_whole_batches_and_that_takes_time_and_memory(monkeypatch):
+    monkeypatch.setattr(estimate, "_rate", lambda: 1e12)
+    plain, more = (
+        plan("tiny-resnet", f"export | sparsify{{pattern=2:4,samples=50,reconstruct={n}}}").cost for n in (0, 200)
+    )
+    assert more.seconds > 10 * plain.seconds
+    assert more.memory > plain.memory
 
 
 def test_a_plan_says_what_the_runtime_gains_and_what_a_dense_model_does(recurrent):
