@@ -42,6 +42,8 @@ def coded(graph: Graph) -> dict[str, Coded]:
     sites = {site.name: site for site in graph.sites}
     found = {}
     for name, grid in graph.grids.items():
+        if name not in sites:  # it is looked up (`embeddings`)
+            continue
         codes = grid.codes(sites[name].matrix())
         found[name] = Coded(codes.flatten(0, 1).numpy(), grid.scale.flatten(0, 1).numpy())
     return found
@@ -77,8 +79,13 @@ def store(model: ir.Model, one: Contraction, weight: Coded, *, whole: bool = Fal
     scale = constant(model, f"{name}{SCALE}", weight.scale[:, 0])
     for node, _ in list(source.uses()):
         if node.op_type == "Gather":
-            (_lookup_in_floats if whole else _lookup)(model, node, codes, scale)
+            look_up(model, node, codes, scale, whole=whole)
     return codes, scale
+
+
+def look_up(model: ir.Model, node: ir.Node, codes: ir.Value, scale: ir.Value, *, whole: bool) -> None:
+    """An embedding, of the codes; whole: in floats, made of all of them."""
+    (_lookup_in_floats if whole else _lookup)(model, node, codes, scale)
 
 
 def _laid_out(one: Contraction, codes: np.ndarray) -> np.ndarray:
@@ -89,7 +96,6 @@ def _laid_out(one: Contraction, codes: np.ndarray) -> np.ndarray:
 
 
 def _lookup(model: ir.Model, node: ir.Node, weight: ir.Value, scale: ir.Value) -> None:
-    """An embedding, of the codes."""
     tape, ids = Tape(), node.inputs[1]
     axis = constant(model, f"{weight.name}.last", np.array([-1], np.int64))
     rows = tape.op("Cast", [tape.op("Gather", [weight, ids], {"axis": 0})], {"to": ir.DataType.FLOAT})

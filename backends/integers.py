@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
-from compressor.backends import qdq
+from compressor.backends import embeddings, qdq
 from compressor.backends.codes import Coded, coded, constant, reads_rows, replace, store, take_names
 from compressor.contractions import NBITS, SCALE, SITE, Contraction, contractions, packed
 from compressor.errors import InternalError
@@ -41,6 +41,7 @@ def quantize(model: ir.Model, graph: Graph) -> None:
                 quantized[maker] = _quantized(model, maker)
             _eight_bits(model, one, quantized[maker], own[one.node])
     qdq.write(model, static, {one.node: own[one.node] for one in static}, signed=False)
+    embeddings.quantize(model, graph)
     RemoveUnusedNodesPass()(model)
     take_names(model, found)
     model.graph.opset_imports.setdefault("com.microsoft", 1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from compressor import onnx_file
-from compressor.backends import integers
+from compressor.backends import embeddings, integers
 from compressor.contractions import FLOAT_OPERATORS, Contraction, contractions
 from compressor.errors import BackendError
 from compressor.graph import Feeds, Graph, Run
@@ -84,7 +84,8 @@ class OnnxRuntime:
         model = onnx_file.read(folder / onnx_file.MODEL_FILE)
         found = list(contractions(model))
         fused = _fused(folder) if any(_needs_fusion(one) for one in found) else set()
-        return {one.site: _as_stored(one, _needs_fusion(one) and one.node.name not in fused) for one in found}
+        products = {one.site: _as_stored(one, _needs_fusion(one) and one.node.name not in fused) for one in found}
+        return embeddings.stored(model) | products
 
 
 def _needs_fusion(one: Contraction) -> bool:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
+from compressor.backends import embeddings
 from compressor.backends.codes import Coded, coded, constant, reads_rows, store, take_names, take_place
 from compressor.contractions import Contraction, contractions
 from compressor.errors import InternalError
@@ -30,6 +31,7 @@ def quantize(model: ir.Model, graph: Graph, *, signed: bool) -> None:
     weights = coded(graph)
     found = [one for one in contractions(model) if one.site in weights]
     write(model, found, {one.node: weights[one.site].as_in(one) for one in found}, signed=signed)
+    embeddings.quantize(model, graph, whole=signed)
     RemoveUnusedNodesPass()(model)
     take_names(model, found)
     model.graph.opset_imports.pop("compressor", None)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from compressor import onnx_file
-from compressor.backends import eligibility, qdq, tensorrt_build, tensorrt_onnx
+from compressor.backends import eligibility, embeddings, qdq, tensorrt_build, tensorrt_onnx
 from compressor.backends.tensorrt_build import DENSE, SPARSE, engine_file
 from compressor.backends.tensorrt_child import Child, ask
 from compressor.contractions import Contraction, contractions
@@ -63,7 +63,7 @@ class TensorRT:
 
     def stored(self, folder: Path) -> dict[str, Stored]:
         model = onnx_file.read(folder / onnx_file.MODEL_FILE)
-        return {
+        return embeddings.stored(model) | {
             found.site: Stored(
                 _as_torch(found.along_last()), f"{found.op} axis {found.axis}", found.dtype, _scales(found)
             )

@@ -148,7 +148,7 @@ FLAGS = (
     Flag("quantize", "sweeps", int, "Sweeps that round each weight so as to make up for others; 0: to the nearest."),
     Flag("quantize", "group", int, "Weights that share a scale, for int4."),
     Flag(
-        "quantize", "embeddings", bool, "Store a weight tied to an embedding in 8 bits, once for both.",
+        "quantize", "embeddings", bool, "Embeddings in 8 bits; a weight tied to one is stored once for both.",
         names=("--embeddings/--no-embeddings",),
     ),
     Flag("quantize", "damping", float, "As --damping, for rounding.", names=("--quantize-damping",)),

@@ -17,6 +17,8 @@ _MOVEMENTS = (
     aten.upsample_bicubic2d.vec, aten.upsample_bilinear2d.vec, aten.to.dtype, aten._to_copy.default,
 )  # fmt: skip
 
+LOOKED_UP = "looked up, not contracted"
+
 
 @dataclass(frozen=True)
 class Orphan:
@@ -24,12 +26,17 @@ class Orphan:
 
     is_refused: an operator contracts it in a way this compiler does not know, so a request for "every weight" is not
         met.
+    is_table: embeddings look its rows up, and nothing else reads it.
     """
 
     name: str
     shape: tuple[int, ...]
     reason: str
     is_refused: bool = False
+
+    @property
+    def is_table(self) -> bool:
+        return self.reason == LOOKED_UP
 
 
 def find_orphans(module: fx.GraphModule, sites: Iterable[WeightSite]) -> list[Orphan]:
@@ -72,7 +79,7 @@ def _reason(readers: set[Any], contracting: set[Any]) -> tuple[str, bool]:
     if not readers:
         return "read by nothing", False
     if readers <= {aten.embedding.default}:
-        return "looked up, not contracted", False
+        return LOOKED_UP, False
     if not contracting:
         return f"read by {_names(readers)}: not contracted", False
     if contracting.isdisjoint(readers):

@@ -18,6 +18,7 @@ from compressor.passes.ranges import RANGES, SAMPLE, Seen
 from compressor.passes.refit import squared_error
 from compressor.passes.rounding import coordinate_descent, nearest
 from compressor.passes.smoothing import smooth
+from compressor.passes.tables import round_table, tables
 from compressor.pipeline import Context, Outcome, Row, check_glob, choose, in_order, matches
 from compressor.quantization import Grid, Kernels, Point, Rounding, largest_code
 from compressor.registry import unknown
@@ -48,7 +49,7 @@ class Quantize:
     sweeps: passes of coordinate descent that round each weight so as to make up for the others, as the layer's outputs
         on calibration data tell (0 rounds each to the nearest).
     group: weights that share a scale, for int4; a power of two from 16 on.
-    embeddings: whether a weight tied to an embedding is quantized too, to 8 bits, and stored once for both.
+    embeddings: whether embeddings are quantized too, to 8 bits; a weight that is tied to one is stored once for both.
     damping: share of each channel's energy added to the Gram matrix; 0 chooses clamp(d / rows, 0.01, 1).
     samples: how many calibration samples are used.
     targets, ignore: globs over site names. wide: of those that get 8 bits where int4 would give them 4.
@@ -101,6 +102,8 @@ class Quantize:
         for site in named:
             reason = self._refusal(site)
             rows.append(Row(site.name, "refused" if reason else "changed", reason, dtype=f"int{self._bits(site)}"))
+        if self.embeddings:
+            rows += [Row(name, "changed", dtype="int8") for name in tables(graph, self.targets, self.ignore)]
         return in_order(rows, graph, f"no site can be quantized to {self.kind}", "another --quantize, or other targets")
 
     def run(self, graph: Graph, context: Context) -> Outcome:
@@ -117,11 +120,14 @@ class Quantize:
         for site, statistics in self._seen(graph, sites, context):
             graph.grids[site.name], error = self._round(site, statistics, kernels)
             rows[site.name] = dataclasses.replace(rows[site.name], numbers=error)
+        if self.embeddings:
+            graph.grids |= {name: round_table(graph, name) for name in tables(graph, self.targets, self.ignore)}
         round_activations(graph, points)
         return Outcome(tuple(in_order(rows.values(), graph, NOTHING, "calibration data that the model reacts to")))
 
     def ensures(self, graph: Graph, outcome: Outcome) -> None:
-        changed = {row.site for row in outcome.of("changed")}
+        names = {one.name for one in graph.orphans}
+        changed = {row.site for row in outcome.of("changed")} - names
         sites = [site for site in graph.sites if site.name in changed]
         if {site.name for site in sites} != changed or not changed <= graph.grids.keys():
             raise InternalError(f"quantize says it changed {sorted(changed)}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.graph import Feeds, Graph, Run
+from compressor.orphans import Orphan
 from compressor.pattern import NM, parse_pattern
 from compressor.pipeline import Row, Shapes
 from compressor.progress import Progress
@@ -32,13 +33,21 @@ def site_records(graph: Graph, rows: Iterable[Row], stored: Mapping[str, Stored]
         asked[row.site] = _merged(asked[row.site], row) if row.site in asked else row
     untouched = Row("", "left", "no pass names it")
     records = [_record(site, asked.get(site.name, untouched), stored.get(site.name)) for site in graph.sites]
-    orphans = [
-        SiteRecord(one.name, "", one.shape, -1, asked.get(one.name, untouched).status, one.reason)
-        for one in graph.orphans
-    ]
+    orphans = [_orphan(one, asked.get(one.name, untouched), stored.get(one.name)) for one in graph.orphans]
     there = {one.name for one in (*records, *orphans)}
     gone = [_gone(row) for name, row in asked.items() if name not in there and row.shapes]
     return (*records, *orphans, *gone)
+
+
+def _orphan(one: Orphan, row: Row, found: Stored | None) -> SiteRecord:
+    """A weight that nothing contracts; one that is looked up may be stored as codes."""
+    record = SiteRecord(one.name, "", one.shape, -1, row.status, one.reason)
+    if row.status != "changed":
+        return record
+    if found is None:
+        return dataclasses.replace(record, reason="", holds=False, where="not found in the file")
+    holds = found.dtype == row.dtype and found.scale is not None and _is_positive(found.scale)
+    return dataclasses.replace(record, reason="", holds=holds, where=found.where, dtype=found.dtype)
 
 
 def _gone(row: Row) -> SiteRecord:

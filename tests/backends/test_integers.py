@@ -6,6 +6,7 @@ from torch import nn
 
 from compressor import driver, onnx_file
 from compressor.backends.onnxruntime import OnnxRuntime
+from compressor.backends.tensorrt import TensorRT
 from compressor.commands.inspection import inspect
 from compressor.contractions import packed, unpacked
 from compressor.errors import BackendError, DataError, RecipeError
@@ -24,6 +25,7 @@ EMBEDDING = Compute(
     lambda self, x: self.l(self.e(x[:, 0].long().abs() % 64)) @ self.e.weight.T, e=nn.Embedding(64, 32),
     l=nn.Linear(32, 32),
 )  # fmt: skip
+UNTIED = Compute(lambda self, x: self.l(self.e(x[:, 0].long().abs() % 64)), e=nn.Embedding(64, 32), l=nn.Linear(32, 8))
 MODELS = {
     "a Gemm": nn.Linear(32, 8),
     "a MatMul": Compute(lambda self, x: x @ self.weight, weight=normal(32, 8)),
@@ -81,6 +83,37 @@ def test_a_tied_weight_is_stored_once_for_the_embedding_and_the_head(kind, tmp_p
     assert [(x.name, x.const_value.dtype.name) for x in large] == [("e.weight", "INT8")]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_embedding_that_no_head_shares_is_looked_up_in_codes(kind, tmp_path):
+    graph = built(UNTIED, KINDS[kind].replace("}", ",embeddings=true}"), tmp_path)
+    assert difference(graph.run, backend.open(tmp_path, 1), {"x0": 9 * normal(5, 32)}) < 1e-2
+    found = backend.stored(tmp_path)["e.weight"]
+    assert (found.dtype, found.where, found.W.shape) == ("int8", "Gather axis 0", (64, 32))
+    assert found.W.abs().amax(1).eq(127).all()  # each row has a scale of its own
+    rows = found.W * found.scale[:, None]
+    assert torch.equal(rows, graph.module.e.weight)
+    large = [x for x in onnx_file.read(tmp_path / "model.onnx").graph.initializers.values() if x.name == "e.weight"]
+    assert [x.const_value.dtype.name for x in large] == ["INT8"]
+
+
+def test_an_embedding_for_tensorrt_is_looked_up_in_floats_made_of_codes(tmp_path):
+    graph, tensorrt = graph_of(UNTIED, normal(4, 32)), TensorRT()
+    context = Context(lambda n: [{"x0": 9 * normal(8, 32, seed=seed)} for seed in range(4)], kernels=tensorrt.quantizes)
+    run_pipeline(graph, [parse_pass("quantize{kind=int8,sweeps=0,embeddings=true}")], context)
+    tensorrt.build(graph, tmp_path)
+    assert {name: found.dtype for name, found in tensorrt.stored(tmp_path).items()} == {
+        "e.weight": "int8", "l.weight": "int8",
+    }  # fmt: skip
+    assert difference(graph.run, OnnxRuntime(exact=True).open(tmp_path, 1), {"x0": 9 * normal(5, 32)}) < 1e-2
+
+
+def test_an_embedding_stays_in_floats_unless_asked_for_or_when_ignored(tmp_path):
+    for more in ("", ",embeddings=true,ignore=[e]"):
+        graph = graph_of(UNTIED, normal(4, 32))
+        quantize(graph, KINDS["int8-dynamic"].replace("}", more + "}"))
+        assert set(graph.grids) == {"l.weight"}
+
+
 def test_a_stamp_of_zeros_survives_in_the_codes(tmp_path):
     graph = graph_of(nn.Linear(32, 8), normal(4, 32))
     passes = ["sparsify{pattern=2:4,method=magnitude,refit=0,targets=[weight]}", KINDS["int4"]]
@@ -122,6 +155,8 @@ def test_an_export_proves_its_codes(tmp_path):
     assert [one.name for one in report.promises][1] == "the written file holds the codes and the pattern"
     assert {site.dtype for site in report.sites if site.status == "changed"} == {"int4", "int8"}
     assert {site.found for site in report.sites if site.dtype == "int4"} == {"2:4"}
+    [positions] = [site for site in report.sites if site.name == "transformer.wpe.weight"]
+    assert (positions.status, positions.dtype, positions.holds) == ("changed", "int8", True)
     assert report.sizes.artifact_bytes < 0.3 * report.sizes.dense_bytes
 
 
