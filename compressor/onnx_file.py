@@ -10,9 +10,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import onnx_ir as ir
 import torch
+from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compressor import onnx_rounding
@@ -23,12 +25,38 @@ from compressor.graph import Graph
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
 OPSET = 20
 EXTERNAL_FROM = 1024  # bytes
+_TRANSLATED: WeakKeyDictionary[ExportedProgram, ir.Model] = WeakKeyDictionary()
 
 
 def to_onnx(graph: Graph) -> ir.Model:
     """The graph as ONNX, optimized, with names, symbols and stamps of our own and no trace of this machine."""
-    with _quiet_exporter(), sdpa_kernel(SDPBackend.MATH):
-        program = torch.onnx.export(
+    names = {site.name for site in graph.sites}
+    with _quiet_exporter():
+        program = torch.onnx.ONNXProgram(_translated(graph).clone(), graph.program())
+        _stamp(program.model, names)
+        program.optimize()
+    model = program.model
+    _name_weights(model, names)
+    _name_symbols(model, graph)
+    _forget_this_machine(model)
+    return model
+
+
+def _translated(graph: Graph) -> ir.Model:
+    """The graph in ONNX's operators, not to be written to; its weights are the graph's own tensors.
+
+    A graph is translated once for each structure that it takes: its dense twin, its compressed form and all that an
+    observer looks at in between differ in their weights only.
+    """
+    program = graph.program()
+    if program not in _TRANSLATED:
+        _TRANSLATED[program] = _translate(graph)
+    return _TRANSLATED[program]
+
+
+def _translate(graph: Graph) -> ir.Model:
+    with sdpa_kernel(SDPBackend.MATH):
+        made = torch.onnx.export(
             graph.program(),
             input_names=[port.name for port in graph.inputs],
             output_names=[port.name for port in graph.outputs],
@@ -38,15 +66,8 @@ def to_onnx(graph: Graph) -> ir.Model:
             dynamo=True,
             custom_translation_table=onnx_rounding.translations(),
         )
-        assert program is not None
-        model = program.model
-        names = {site.name for site in graph.sites}
-        _stamp(model, names)
-        program.optimize()
-    _name_weights(model, names)
-    _name_symbols(model, graph)
-    _forget_this_machine(model)
-    return model
+    assert made is not None
+    return made.model
 
 
 def save(model: ir.Model, folder: Path) -> None:

@@ -1,4 +1,6 @@
+import gc
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +227,30 @@ def test_the_same_graph_is_written_as_the_same_bytes(tmp_path):
         written(tied(), tmp_path / name)
     for file in (MODEL_FILE, DATA_FILE):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_graph_is_translated_once_and_again_when_a_pass_has_restructured_it(tmp_path, monkeypatch):
+    calls = []
+    translate = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: calls.append(1) or translate(*args, **options))
+    graph = graph_of(nn.Sequential(nn.Conv1d(4, 4, 3, bias=False), nn.BatchNorm1d(4)), normal(3, 4, 8))
+    [site] = graph.sites
+    for value in (1.0, 2.0):
+        site.weight.data.fill_(value)
+        assert np.allclose(only(written(graph, tmp_path)).along_last(), value, rtol=1e-4)
+    assert len(calls) == 1
+    graph.restructured()
+    written(graph, tmp_path)
+    assert len(calls) == 2
+
+
+def test_a_translation_goes_with_its_graph():
+    graph = graph_of(nn.Linear(4, 4), normal(3, 4))
+    to_onnx(graph)
+    program = weakref.ref(graph.program())
+    del graph
+    gc.collect()
+    assert program() is None
 
 
 def test_writing_leaves_the_graph_as_it_was(tmp_path):
