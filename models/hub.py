@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import SourceError
+from compressor.models.quiet import quiet_transformers
 from compressor.models.records import short
 from compressor.models.task import Options, check_finite
 from compressor.models.zoo import NAMES as ZOO_NAMES
@@ -100,7 +101,7 @@ def _load(where: str, name: str, options: Options) -> tuple[str, Any]:
     import transformers
 
     trust = {"trust_remote_code": options.remote_code}
-    with _quiet_transformers():
+    with quiet_transformers():
         config = transformers.AutoConfig.from_pretrained(where, **trust)
         auto, task = _served(config, name, options)
         model, info = getattr(transformers, auto).from_pretrained(
@@ -148,26 +149,6 @@ def _served(config: Any, name: str, options: Options) -> tuple[str, str]:
         found=f"the architecture {', '.join(architectures) or 'is not named in config.json'} ({config.model_type})",
         hint="causal or masked language models, sequence or image classification; or FILE.py:FUNCTION for any module",
     )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Its warnings, the hub's retries, and progress bars; what matters of them is an error of ours."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    hub_verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity(hub_logging.CRITICAL)
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from compressor.fingerprint import digest
 from compressor.graph import Feeds, Graph, Port, Run, lower
 from compressor.models import zoo
 from compressor.models.data import Kind, Records, Splits, open_data
+from compressor.models.quiet import quiet_transformers
 from compressor.models.resized import is_resized, resized
 from compressor.models.task import Options
 from compressor.proof.parity import TOLERANCE, difference
@@ -140,7 +141,8 @@ class Pretrained(ABC):
             with torch.no_grad():
                 found = self.forward(made, graph.example)[0]
             if difference(lambda _: {"": wanted}, lambda _: {"": found}, {}) <= TOLERANCE[_name(wanted.dtype)]:
-                made.save_pretrained(folder)
+                with quiet_transformers():
+                    made.save_pretrained(folder)
                 return "from_pretrained loads the smaller model from this folder"
             why = "the model that its configuration makes gives other outputs"
         torch.export.save(graph.program(), folder / PROGRAM)

@@ -139,6 +139,7 @@ def inspect(
     channels: Annotated[bool, typer.Option("--channels", help="And which channels, heads and blocks can go.")] = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the exit code: whether it can be read.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Show weights, zeros and patterns, as a runtime reads them."""
@@ -146,7 +147,7 @@ def inspect(
     from compressor.cli import terminal
 
     found = look(model, channels=channels, trust_remote_code=trust_remote_code)
-    _print(found, json, False, lambda console: terminal.show_inspection(found, console, verbose))
+    _print(found, json, quiet, lambda console: terminal.show_inspection(found, console, verbose))
 
 
 @app.command()
@@ -240,12 +241,13 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of what is drawn, the same for both models.")] = 0,
     dense: Annotated[bool, typer.Option("--dense/--no-dense", help="The dense model beside it, in torch.")] = True,
     json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only what the artifact adds to the prompt.")] = False,
 ) -> None:
     """Hear a compressed language model beside the dense one."""
-    from compressor.cli.talk import Talk
+    from compressor.cli.talk import Murmur, Talk
     from compressor.commands import generating
 
-    talk = Talk(_console(), prompt)
+    talk, dense = (Murmur(_console()), False) if quiet else (Talk(_console(), prompt), dense)
     hear = (lambda by, piece: None) if json else talk.hear
     with _reader_may_leave():
         said = generating.generate(

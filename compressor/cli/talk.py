@@ -32,3 +32,16 @@ class Talk:
             made.add_row("the same", f"the first {said.same} of {least} tokens")
         self._console.print("\n")
         self._console.print(made)
+
+
+class Murmur:
+    """Prints what they say, and nothing about it."""
+
+    def __init__(self, console: Console):
+        self._console = console
+
+    def hear(self, by: str, piece: str) -> None:
+        self._console.print(Text(piece), end="", soft_wrap=True)
+
+    def end(self, said: Generated) -> None:
+        self._console.print()

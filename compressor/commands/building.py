@@ -10,6 +10,7 @@ from compressor.driver import open_source
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, NoDeviceError, RecipeError
 from compressor.graph import Feeds, Run
+from compressor.page import write_page
 from compressor.progress import QUIET, Progress
 from compressor.proof import finish, parity, proving
 from compressor.proof.latency import Comparison, compare
@@ -48,7 +49,7 @@ class Bench:
 
 
 def build(folder: str | Path, *, progress: Progress = QUIET) -> Built:
-    """Build the engine of an artifact, run it beside torch's outputs, time it, and write `engine.json`.
+    """Build the engine of an artifact, run it beside torch's outputs, time it, and write `engine.json` and the page.
 
     Raises BackendError when the folder has no engine to build, or when this machine cannot build it.
     """
@@ -69,6 +70,7 @@ def build(folder: str | Path, *, progress: Progress = QUIET) -> Built:
         latency = finish.time_engines(backend, folder, _inputs(reference), None)
     built = Built(folder.name, engine, tuple(promises), latency)
     (folder / ENGINE).write_text(built.to_json(), encoding="utf-8")
+    write_page(folder)
     return built
 
 

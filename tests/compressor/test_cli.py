@@ -173,6 +173,11 @@ def test_quiet_says_nothing_when_all_is_well(compress):
     assert Path("make-onnxruntime/report.json").exists()
 
 
+def test_quiet_of_an_inspection_is_its_exit_code(compress):
+    assert compress("inspect", "net.py:make", "--quiet") == Ran(0, "", "")
+    assert compress("inspect", "net.py:none", "--quiet").code == entry.USER
+
+
 def test_colour_is_left_out_when_asked(compress, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     coloured = compress("inspect", "net.py:make", "--verbose").out

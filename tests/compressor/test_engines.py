@@ -1,6 +1,7 @@
 """Runtimes that compile an engine: what is proved where it runs, what is written elsewhere, and who finishes."""
 
 import dataclasses
+import html
 import json
 import signal
 import sys
@@ -125,8 +126,13 @@ def test_build_finishes_the_artifact_against_what_torch_computed(anywhere, tmp_p
     built = building.build(tmp_path / "out")
     assert built, built.promises
     assert json.loads((tmp_path / "out" / "engine.json").read_text())["engine"]["chosen"] == 1
+    page = (tmp_path / "out" / "report.html").read_text()
     monkeypatch.setattr(Anywhere, "skew", 0.5)
-    assert not building.build(tmp_path / "out")
+    worse = building.build(tmp_path / "out")
+    assert not worse
+    [parity] = [one.detail for one in worse.promises if not one.met]
+    assert html.escape(parity) not in page
+    assert html.escape(parity) in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_lengths_that_were_asked_for_are_timed_too(anywhere, tmp_path):

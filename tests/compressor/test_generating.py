@@ -11,6 +11,7 @@ from compressor.commands import generating
 from compressor.commands.generating import generate
 from compressor.commands.sampling import blank, chooser, tokens
 from compressor.errors import OutputError, RecipeError, SourceError
+from tests.commands import Ran, compress
 from tests.models.architectures import CAUSAL, build, words, words_tokenizer
 
 PROMPT = "w3 w1 w4"
@@ -89,6 +90,11 @@ def test_without_the_dense_model_the_artifact_talks_alone(artifact, tmp_path):
         generate(moved, PROMPT, max_new=2)
     assert "--no-dense" in refused.value.hint
     assert len(generate(moved, PROMPT, max_new=2, dense=False).said) == 1
+
+
+def test_quiet_prints_only_what_the_artifact_adds(artifact):
+    [said] = generate(artifact, PROMPT, max_new=3, dense=False).said
+    assert compress("generate", artifact, PROMPT, "-n", 3, "--quiet") == Ran(0, said.text + "\n", "")
 
 
 def test_the_json_holds_every_token(artifact):

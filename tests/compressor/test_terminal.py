@@ -5,12 +5,15 @@ import io
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
 from compressor.cli.terminal import show_inspection, show_names, show_plan, show_report
 from compressor.commands.inspection import inspect
 from compressor.commands.planning import Cost, Plan
+from compressor.layout import folded
 from compressor.proof.costs import CostChange, Costs
 from compressor.proof.report import Promise, Report, SiteRecord
 from compressor.units import human_bytes, human_seconds
@@ -176,3 +179,28 @@ def test_costs_are_shown_where_they_have_changed():
 def test_what_a_model_takes_is_shown_when_it_is_inspected():
     text = shown(show_inspection, inspect((nn.Linear(8, 4), normal(2, 8))))
     assert "example: 128 FLOPs, at most 144 bytes of weights, 96 bytes of values at once\n" in text
+
+
+# *** long names ***
+
+
+def test_a_name_goes_on_after_a_dot_or_a_slash():
+    assert folded("transformer.h.*.mlp.c_fc (4)", 20) == ["transformer.h.*.mlp.", "  c_fc (4)"]
+    assert folded("models/gpt2/model.onnx", 14) == ["models/gpt2/", "  model.onnx"]
+    assert folded("short", 3) == ["short"]
+
+
+@pytest.mark.parametrize("name", ["wte", "h.0.weight", "..", "a/b.c/", "no dots here"])
+def test_a_name_that_fits_is_left_alone(name):
+    assert folded(name, len(name)) == [name]
+
+
+@given(st.text(alphabet="ab./* ", min_size=1), st.integers(min_value=1, max_value=20))
+def test_folding_loses_nothing(name, width):
+    assert "".join(folded(name, width)).replace(" ", "") == name.replace(" ", "")
+
+
+def test_no_name_in_a_table_breaks_inside_a_word():
+    text = shown(show_report, report(sites=long_names()))
+    assert "query_key_value_projection" in text
+    assert "\nmodel.text_model." in text

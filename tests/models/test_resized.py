@@ -37,6 +37,13 @@ def test_from_pretrained_gives_the_logits_of_the_smaller_graph(name: str, kinds:
     loaded_gives_the_logits_of(*smaller(name, *kinds), tmp_path)
 
 
+def test_saving_it_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source, graph = smaller("gpt2", "mlp")
+    capsys.readouterr()
+    source._save_smaller(tmp_path, graph)
+    assert capsys.readouterr() == ("", "")
+
+
 def loaded_gives_the_logits_of(source: Any, graph: Graph, folder: Path) -> Any:
     """What from_pretrained makes of the folder that was written."""
     assert is_resized(source.model, graph)
