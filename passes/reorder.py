@@ -30,6 +30,9 @@ from compressor.statistics import Statistics
 ORDER_SAMPLES = 32
 """Calibration samples that tell; an order is less particular about them than weights are."""
 
+MOST_ROWS = 8192
+"""Rows of scores that a group is ordered by; of more, a part of each reader's. Any few hundred tell about as much."""
+
 NOTHING_TO_GAIN = "permute: channels keep their order, since a ratio may make zeros anywhere"
 
 Score = dict[WeightSite, Tensor]  # (rows, K): what each weight is worth, along the contracted axis
@@ -179,9 +182,15 @@ def _complete(reading: Reading, scored: Iterator[Score]) -> Iterator[tuple[Chann
         for group in list(waiting):
             for site, start in reading[group].items():
                 if site in scores:
-                    waiting[group][site] = scores[site][:, start : start + group.units]
+                    rows = _some(scores[site], MOST_ROWS // len(reading[group]))
+                    waiting[group][site] = rows[:, start : start + group.units].clone()
             if len(waiting[group]) == len(reading[group]):
                 yield group, waiting.pop(group)
+
+
+def _some(S: Tensor, most: int) -> Tensor:
+    """At most so many rows, from all over."""
+    return S[:: -(-len(S) // max(most, 1))]
 
 
 def _best(scores: Score, pattern: NM, seed: int) -> Tensor:

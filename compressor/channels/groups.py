@@ -19,6 +19,7 @@ from torch import Tensor
 
 from compressor.errors import RecipeError
 from compressor.provenance import Tracer
+from compressor.provenance.statistics import SYMMETRIC
 from compressor.provenance.tracer import Owner
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class ChannelGroup:
     kind: "mlp" between two matrices, "heads" through an attention, "conv" made by convolutions, "width" a stream that
         blocks add to, "other" for what is none of these.
     units: how many there are. slices: parameters and buffers in the order of the graph, then states.
-    frozen: why none of them can be removed, or "". components: (units,) int64, what the graph's tracer calls each.
+    frozen: why none of them can be removed, or ""; ordered: why they cannot change places, or "".
+    components: (units,) int64, what the graph's tracer calls each.
     """
 
     name: str
@@ -72,6 +74,7 @@ class ChannelGroup:
     units: int
     slices: tuple[Slice, ...]
     frozen: str = ""
+    ordered: str = ""
     components: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long), repr=False)
 
     @property
@@ -143,7 +146,9 @@ class _Seen:
 
     def __init__(self, tracer: Tracer):
         labels = tracer.labels
-        self.tracer, self.reasons = tracer, labels.reasons(tracer.components)
+        self.tracer = tracer
+        self.reasons = labels.reasons(tracer.components)
+        self.orders = labels.reasons(tracer.components, but_for=SYMMETRIC)
         self.marked = {what: labels.marked(what) for what in MARKS}
 
     def has(self, what: str, owner: Owner, own: np.ndarray) -> bool:
@@ -173,9 +178,11 @@ def _group(seen: _Seen, components: np.ndarray, owners: list[Owner]) -> ChannelG
         )
         for owner in sorted(owners, key=lambda owner: (owner.is_state, owner.start))
     ]
-    frozen = next((seen.reasons[one] for one in units.tolist() if one in seen.reasons), "")
+    frozen, ordered = (
+        next((reasons[one] for one in units.tolist() if one in reasons), "") for reasons in (seen.reasons, seen.orders)
+    )
     kind = _kind(seen, owned, producers)
-    return ChannelGroup(producers[0].name, kind, len(units), tuple(slices), frozen, torch.from_numpy(units))
+    return ChannelGroup(producers[0].name, kind, len(units), tuple(slices), frozen, ordered, torch.from_numpy(units))
 
 
 def _role(seen: _Seen, owner: Owner, own: np.ndarray) -> Role:

@@ -35,8 +35,8 @@ def permute(graph: Graph, order: Order) -> None:
 
 def why_fixed(graph: Graph, group: ChannelGroup) -> str:
     """Why the units of a group cannot change their order, or ""."""
-    if group.frozen:
-        return group.frozen
+    if group.ordered:
+        return group.ordered
     kept = {*dict(graph.module.named_parameters()), *dict(graph.module.named_buffers())}
     for one in group.slices:
         if len(one.owner[one.owner >= 0].unique(return_counts=True)[1].unique()) > 1:

@@ -6,6 +6,7 @@ they were made for they rise by one.
 
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -75,10 +76,12 @@ class Labels:
             found[ids] = True
         return found
 
-    def reasons(self, components: np.ndarray) -> dict[int, str]:
-        """The first reason why a component must stay, for each that must."""
+    def reasons(self, components: np.ndarray, but_for: Collection[str] = ()) -> dict[int, str]:
+        """The first reason why a component must stay, for each that must. but_for: reasons that are none."""
         found: dict[int, str] = {}
         for ids, reason in self._frozen:
+            if reason in but_for:
+                continue
             for component in np.unique(components[ids]).tolist():
                 found.setdefault(component, reason)
         found.pop(int(components[0]), None)

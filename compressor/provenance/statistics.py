@@ -12,6 +12,8 @@ from compressor.provenance.tracer import Made, Tracer, rule
 
 LAYER_NORM = "a layer normalization takes its statistics over them"
 ROOT_MEAN_SQUARE = "an RMS normalization takes its statistics over them"
+SYMMETRIC = (LAYER_NORM, ROOT_MEAN_SQUARE)
+"""Of what is taken over channels, that which is the same in whatever order they come."""
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm", "cudnn_batch_norm")

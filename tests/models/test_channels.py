@@ -6,9 +6,10 @@ import torch
 from compressor.channels.cut import cut, mask
 from compressor.channels.groups import find_groups
 from compressor.channels.listing import listing
+from compressor.channels.permute import permute, why_fixed
 from compressor.models.causal_lm import CausalLM, greedy
 from compressor.source import Options
-from tests.compressor.laws import check_all_laws, some
+from tests.compressor.laws import CLOSE, check_all_laws, some, unsettle
 from tests.models import graphs
 from tests.models.architectures import CAUSAL, VOCABULARY, build
 
@@ -20,6 +21,31 @@ QUICK = ("gpt2", "llama", "resnet")
 )
 def test_every_architecture_is_cut_as_it_is_masked(name: str):
     check_all_laws(graphs.everything()[name]())
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in graphs.everything()]
+)
+def test_every_architecture_computes_the_same_with_its_channels_in_another_order(name: str):
+    graph = graphs.everything()[name]()
+    unsettle(graph)
+    before, first = graph.run(graph.example), graph.outputs[0].name
+    # The caches of the example have their heads in the order that they had.
+    groups = [
+        one for one in find_groups(graph) if not why_fixed(graph, one) and not any(s.is_state for s in one.slices)
+    ]
+    weights = {key: x.clone() for key, x in graph.module.named_parameters()}
+    permute(graph, {group.name: torch.randperm(group.units) for group in groups})
+    assert groups
+    rounding = 1e-5 if "float32" in graph.text() else CLOSE  # some models normalize in float32, whatever their dtype
+    assert (graph.run(graph.example)[first] - before[first]).abs().max() < rounding
+    assert any(not torch.equal(x, weights[key]) for key, x in graph.module.named_parameters())
+
+
+def test_the_stream_of_a_transformer_can_change_its_order_and_lose_nothing():
+    [stream] = [one for one in find_groups(graphs.everything()["gpt2"]()) if one.kind == "width" and not one.ordered]
+    assert stream.frozen == "a layer normalization takes its statistics over them"
+    assert {one.role for one in stream.slices if "ln_1" in one.name} == {"follows"}
 
 
 @pytest.mark.slow

@@ -32,6 +32,23 @@ class Gated(nn.Module):
         return self.down(self.gate(x).sigmoid() * self.up(x))
 
 
+class Stream(nn.Module):
+    """A stream that two blocks add to, each of which reads it through a layer normalization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.norms = nn.ModuleList([nn.LayerNorm(16), nn.LayerNorm(16)])
+        self.ups = nn.ModuleList([nn.Linear(16, 24), nn.Linear(16, 24)])
+        self.downs = nn.ModuleList([nn.Linear(24, 16), nn.Linear(24, 16)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for norm, up, down in zip(self.norms, self.ups, self.downs, strict=True):
+            x = x + down(up(norm(x)).relu())
+        return self.head(x)
+
+
 def convolutions() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(),
@@ -55,6 +72,7 @@ def capture(model: nn.Module, *shape: int) -> Graph:
 MODELS = {
     "mlp": (mlp, (6, 8)),
     "gated mlp": (Gated, (6, 8)),
+    "residual stream": (Stream, (6, 8)),
     "convolutions": (convolutions, (2, 4, 8, 8)),
 }
 
@@ -97,6 +115,26 @@ def test_several_readers_of_the_same_channels_each_have_a_say():
     done = reorder(graph, graph.sites, P24, "magnitude", Context(), bias=False, damping=0.0)
     assert {site.name for site in done.saved} == {"left.weight", "right.weight"}
     assert sum(done.saved.values()) > 0
+
+
+def test_a_stream_is_ordered_for_all_that_read_it_and_what_is_inside_of_its_blocks_for_what_reads_that():
+    graph = capture(Stream(), 6, 8)
+    done = reorder(graph, pruned_sites(graph), P24, "magnitude", Context(), bias=False, damping=0.0)
+    assert set(done.orders) == {"embed.weight", "ups.0.weight", "ups.1.weight"}
+    assert {site.name for site in done.saved} == {
+        "ups.0.weight", "ups.1.weight", "downs.0.weight", "downs.1.weight", "head.weight",
+    }  # fmt: skip
+
+
+def test_of_many_rows_some_say_which_order_is_good(monkeypatch):
+    monkeypatch.setattr(module, "MOST_ROWS", 4)
+    graph = capture(mlp(), 6, 8)
+    W = graph.sites[1].matrix()[0].square()
+    before = graph.run(graph.example)["y"]
+    done = reorder(graph, graph.sites[1:], P24, "magnitude", Context(), bias=False, damping=0.0)
+    assert (graph.run(graph.example)["y"] - before).abs().max() < CLOSE * before.abs().max()
+    order = done.orders["0.weight"]
+    assert lost_score(W[::2], order, 2, 4) < lost_score(W[::2], torch.arange(16), 2, 4)
 
 
 def test_the_dense_model_of_the_context_has_its_channels_in_the_same_order():
