@@ -203,8 +203,11 @@ PARTS = {"layers": layers, "resnet18": resnet18, "gpt2": gpt2, "accuracy": accur
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="where speed is measured")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    for kind in set(KINDS) - set(options.kinds):
+        del KINDS[kind]
     print(", ".join(f"{name} {version}" for name, version in environment().items()), processor(), sep="; ")
     for name in options.only:
         PARTS[name]()

@@ -16,7 +16,7 @@ from compressor.passes.grids import grid
 from compressor.passes.placement import Place, after, with_outputs
 from compressor.passes.ranges import RANGES, SAMPLE, Seen
 from compressor.passes.refit import squared_error
-from compressor.passes.rounding import coordinate_descent, nearest
+from compressor.passes.rounding import nearest, solve
 from compressor.passes.smoothing import smooth
 from compressor.passes.tables import round_table, tables
 from compressor.pipeline import Context, Outcome, Row, check_glob, choose, in_order, matches
@@ -29,6 +29,8 @@ from compressor.watching import watch
 
 KINDS = ("int8", "int8-dynamic", "int4")
 OUTPUTS = ("auto", "none", "all")
+REFITS = 2
+"""Of the scales of 4-bit codes. On a GPT-2 two take off a tenth of the error, and six no more."""
 NOTHING = "nothing was quantized"
 TIED = "tied to an embedding: in float unless --embeddings"
 
@@ -193,10 +195,13 @@ class Quantize:
         lam = self.damping or choose_lambda(site.d, statistics.n)
         # An embedding reads single weights: rounding that makes up for others would only add to its errors.
         sweeps = 0 if site.other_users else self.sweeps
-        Q = torch.stack([
-            coordinate_descent(W_g, S_g, dampen(H_g, lam), made.largest, sweeps)
-            for W_g, S_g, H_g in zip(W, S, H, strict=True)
-        ])  # fmt: skip
+        refits = REFITS if bits == 4 and sweeps else 0
+        solved = [
+            solve(W_g, s_g, dampen(H_g, lam), made.largest, sweeps, refits)
+            for W_g, s_g, H_g in zip(W, made.scale, H, strict=True)
+        ]
+        made = dataclasses.replace(made, scale=torch.stack([scale for _, scale in solved]))
+        Q = torch.stack([Q_g for Q_g, _ in solved])
         site.write(Q)
         return made, {"rounding_error": _relative(Q, W, H)}
 
