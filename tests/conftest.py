@@ -20,7 +20,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from compressor.proof import proving
+from tests.timing import hurried
 
 atexit.register(shutil.rmtree, os.environ["COMPRESS_CACHE"], ignore_errors=True)
 
@@ -44,9 +44,6 @@ def _seeded_and_tidy(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Timing that takes no time."""
-    compare = proving.compare
-    monkeypatch.setattr(
-        proving, "compare", lambda runs, name, feeds: compare(runs, name, feeds, seconds=0.01, rounds=(4, 4))
-    )
+def quick() -> Iterator[None]:
+    with hurried():
+        yield

@@ -146,7 +146,7 @@ def test_what_would_move_weights_off_their_grids_comes_first(tmp_path):
     assert [one.name for one in recipe.passes] == ["sparsify", "quantize"]
 
 
-def test_an_export_proves_its_codes(tmp_path):
+def test_an_export_proves_its_codes(tmp_path, quick):
     sparsify = "sparsify{pattern=2:4,method=magnitude,refit=0}"
     quantize = "quantize{kind=int4,samples=8,embeddings=true}"
     recipe = f"export{{model=tiny-gpt2,samples=8}} | {sparsify} | {quantize}"

@@ -6,6 +6,7 @@ import pytest
 
 from compressor import driver
 from compressor.proof.report import Report
+from tests.timing import hurried
 
 RESNET = "export{model=tiny-resnet,samples=64,max_drop=5} | sparsify{pattern=2:4,samples=16}"
 
@@ -14,4 +15,5 @@ RESNET = "export{model=tiny-resnet,samples=64,max_drop=5} | sparsify{pattern=2:4
 def resnet(tmp_path_factory) -> tuple[Path, Report]:
     """tiny-resnet at 2:4: the folder and its report."""
     folder = tmp_path_factory.mktemp("artifact") / "resnet"
-    return folder, driver.export(None, RESNET, output=folder)
+    with hurried():
+        return folder, driver.export(None, RESNET, output=folder)

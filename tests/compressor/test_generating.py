@@ -13,6 +13,7 @@ from compressor.commands.sampling import blank, chooser, tokens
 from compressor.errors import OutputError, RecipeError, SourceError
 from tests.commands import Ran, compress
 from tests.models.architectures import CAUSAL, build, words, words_tokenizer
+from tests.timing import hurried
 
 PROMPT = "w3 w1 w4"
 
@@ -35,7 +36,8 @@ def artifact(checkpoint, tmp_path_factory) -> Path:
     recipe = (
         f"export{{data={root / 'text.txt'},window=32,samples=4}} | sparsify{{pattern=2:4,method=magnitude,refit=0}}"
     )
-    driver.export(str(checkpoint), recipe, output=root / "artifact")
+    with hurried():
+        driver.export(str(checkpoint), recipe, output=root / "artifact")
     return root / "artifact"
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from compressor import driver
 from compressor.onnx_file import inputs
+from tests.timing import hurried
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +18,8 @@ RECIPE = (
 @pytest.fixture(scope="module")
 def smaller(tmp_path_factory):
     folder = tmp_path_factory.mktemp("artifact") / "smaller"
-    return folder, driver.export(None, RECIPE, output=folder)
+    with hurried():
+        return folder, driver.export(None, RECIPE, output=folder)
 
 
 def test_the_artifact_goes_on_from_its_smaller_caches_as_torch_does(smaller):

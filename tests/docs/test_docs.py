@@ -42,15 +42,23 @@ def shell(command: str, folder: Path) -> commands.Ran:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_what_a_page_tells_to_type_works_in_its_order(page, tmp_path, monkeypatch, quick):
-    """The README, which everyone types, in processes of their own with everything as it is; the rest in this one."""
-    monkeypatch.chdir(tmp_path)
+    follow(page, tmp_path, monkeypatch, in_shell=False)
+
+
+@pytest.mark.slow
+def test_what_the_readme_tells_to_type_works_in_a_shell_with_all_that_it_times(tmp_path, monkeypatch):
+    follow(ROOT / "README.md", tmp_path, monkeypatch, in_shell=True)
+
+
+def follow(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, in_shell: bool) -> None:
+    monkeypatch.chdir(folder)
     names: dict[str, object] = {"__name__": page.stem}
     for language, body in blocks(page):
         if language == "python":
             exec(compile(body, page.name, "exec"), names)
             continue
         for command in typed(body):
-            run(command, tmp_path, in_shell=page.stem == "README")
+            run(command, folder, in_shell)
     for name, value in names.items():
         if name.startswith("test_") and callable(value):
             value()
