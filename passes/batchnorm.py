@@ -9,7 +9,7 @@ the same samples:
 From the first to the last of a block, each on what those before now make.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 
 from torch import Tensor, fx
@@ -20,7 +20,18 @@ from compressor.statistics import Moments
 FARTHEST = 10.0
 """How many times larger or smaller a variance may become: past it a channel is as good as dead in one of the models."""
 
+NUMBER = "corrects_batchnorm"
+"""In the rows of sites: 1 where the correction of their block was kept, 0 where it was taken back."""
+
 Running = dict[fx.Node, tuple[Tensor, Tensor]]  # a batch normalization -> its running mean and variance (C,)
+
+
+def said(numbers: Iterable[Mapping[str, float]]) -> str:
+    """What was done, by the numbers of all rows."""
+    kept = [one[NUMBER] for one in numbers if NUMBER in one]
+    if not kept:
+        return "batchnorm: no batch normalization reads what was pruned"
+    return f"batchnorm: statistics were moved behind {sum(kept):.0f} of {len(kept)} weights, and elsewhere did not help"
 
 
 def running(block: Block) -> Running:

@@ -11,6 +11,7 @@ from compressor.channels.cut import cut, mask
 from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Feeds, Graph
+from compressor.passes import batchnorm
 from compressor.passes.amounts import HINT, Amounts
 from compressor.passes.blockwise import effort, holds_out, solve_blocks
 from compressor.passes.columns import ColumnSolver, columns_kept, readers
@@ -152,6 +153,7 @@ class Channels:
         solved = self._refit(graph, groups, keep, context)
         for site, numbers in solved.items():
             rows[site.name] = dataclasses.replace(rows[site.name], numbers=numbers)
+        notes = (*notes, batchnorm.said(solved.values())) if self.batchnorm else notes
         shapes = shapes_after(graph, groups, keep)
         mask(graph, keep)
         expected = graph.run(graph.example)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compressor.calibrate import Block
 from compressor.errors import DataError
-from compressor.passes.batchnorm import Correction, running
+from compressor.passes.batchnorm import NUMBER, Correction, running
 from compressor.passes.gram import Gram
 from compressor.passes.inputs import Inputs, readers
 from compressor.passes.methods import method_of
@@ -126,7 +126,7 @@ def _correct(block: Block, correction: Correction) -> Numbers:
     if not correction.written:
         return {}
     kept, _ = best_of([lambda: None, correction.apply], block.held_out_error, correction.written)
-    return {"corrects_batchnorm": float(kept)}
+    return {NUMBER: float(kept)}
 
 
 def _trusted(F: Tensor) -> Tensor:

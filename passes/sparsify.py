@@ -1,7 +1,7 @@
 """The pass `sparsify`: weights to zero along the contracted axis, the kept ones refitted to the layer's outputs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
+from compressor.passes import batchnorm
 from compressor.passes.allocate import SHARES
 from compressor.passes.blockwise import effort, runs_beside, solve_blocks
 from compressor.passes.masks import global_ratio_keep, nm_fraction
@@ -194,7 +195,7 @@ class Sparsify:
         for site in sites:
             if site not in solved:
                 rows[site.name] = Row(site.name, "left", f"among the {self.dense:.0%} that {self.pattern} costs most")
-        return Outcome(tuple(rows.values()), notes=self._said(reordered))
+        return Outcome(tuple(rows.values()), notes=tuple(self._said(reordered, solved)))
 
     def weigh(self, graph: Graph, context: Context) -> list[SiteLoss]:
         changed = {row.site for row in self.plan(graph) if row.status == "changed"}
@@ -220,10 +221,11 @@ class Sparsify:
             return None
         return reorder(graph, sites, self._pattern, self.method, context, bias=self.bias, damping=self.damping)
 
-    def _said(self, reordered: Reordered | None) -> tuple[str, ...]:
-        if not self.permute:
-            return ()
-        return (reordered.note(self._pattern) if reordered else NOTHING_TO_GAIN,)
+    def _said(self, reordered: Reordered | None, solved: Mapping[WeightSite, Numbers]) -> Iterator[str]:
+        if self.permute:
+            yield reordered.note(self._pattern) if reordered else NOTHING_TO_GAIN
+        if self.batchnorm:
+            yield batchnorm.said(solved.values())
 
     def _by_loss(
         self, graph: Graph, sites: Sequence[WeightSite], keeps: dict[WeightSite, Tensor], context: Context

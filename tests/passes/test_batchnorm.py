@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressor.calibrate import Block
 from compressor.graph import Graph
+from compressor.passes.batchnorm import said
 from compressor.pipeline import Context, Row, parse_pass, run_pipeline
 from compressor.statistics import Moments
 from tests.compressor.tiny import Compute, graph_of, normal
@@ -142,6 +143,16 @@ def test_a_normalization_that_is_used_twice_stays_as_it_is(monkeypatch):
     assert torch.equal(torch.cat(before), torch.cat(statistics(model.norm)))
 
 
+def test_it_says_behind_how_many_weights_statistics_moved_or_that_there_were_none():
+    assert said([{"corrects_batchnorm": 1.0}, {"corrects_batchnorm": 0.0}, {}]) == (
+        "batchnorm: statistics were moved behind 1 of 2 weights, and elsewhere did not help"
+    )
+    torch.manual_seed(0)
+    graph = graph_of(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(128, 3)), BATCHES[0]["x0"])
+    [outcome] = run_pipeline(graph, [parse_pass(MAGNITUDE)], Context(lambda n: BATCHES))
+    assert outcome.notes == ("batchnorm: no batch normalization reads what was pruned",)
+
+
 @pytest.mark.parametrize("match", ["pruned", "dense", "auto"])
 def test_it_goes_with_every_way_to_match(match):
     graph = captured(network())
@@ -155,3 +166,4 @@ def test_channels_take_it_too():
     text = "channels{amount=0.5,importance=magnitude,refit=false,batchnorm=true}"
     [outcome] = run_pipeline(graph, [parse_pass(text)], Context(lambda n: BATCHES))
     assert any("corrects_batchnorm" in row.numbers for row in outcome.rows)
+    assert outcome.notes[-1].startswith("batchnorm: statistics were moved behind")
