@@ -31,7 +31,8 @@ def said(numbers: Iterable[Mapping[str, float]]) -> str:
     kept = [one[NUMBER] for one in numbers if NUMBER in one]
     if not kept:
         return "batchnorm: no batch normalization reads what was pruned"
-    return f"batchnorm: statistics were moved behind {sum(kept):.0f} of {len(kept)} weights, and elsewhere did not help"
+    rest = ", and did not help behind the others" if not all(kept) else ""
+    return f"batchnorm: running statistics were moved behind {sum(kept):.0f} of {len(kept)} weights{rest}"
 
 
 def running(block: Block) -> Running:

@@ -52,7 +52,7 @@ class Reordered:
     def note(self, pattern: Pattern) -> str:
         """For a report."""
         shares = sorted(self.saved.values())
-        said = f"permute: {len(self.orders)} groups of channels have another order, exactly as good to the dense model"
+        said = f"permute: {len(self.orders)} groups of channels have another order; a dense model computes the same"
         if shares:
             said += (
                 f"; of the scores that {pattern} removes, {shares[0]:.0%} to {shares[-1]:.0%} less "

@@ -145,7 +145,7 @@ def test_a_normalization_that_is_used_twice_stays_as_it_is(monkeypatch):
 
 def test_it_says_behind_how_many_weights_statistics_moved_or_that_there_were_none():
     assert said([{"corrects_batchnorm": 1.0}, {"corrects_batchnorm": 0.0}, {}]) == (
-        "batchnorm: statistics were moved behind 1 of 2 weights, and elsewhere did not help"
+        "batchnorm: running statistics were moved behind 1 of 2 weights, and did not help behind the others"
     )
     torch.manual_seed(0)
     graph = graph_of(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(128, 3)), BATCHES[0]["x0"])
@@ -166,4 +166,4 @@ def test_channels_take_it_too():
     text = "channels{amount=0.5,importance=magnitude,refit=false,batchnorm=true}"
     [outcome] = run_pipeline(graph, [parse_pass(text)], Context(lambda n: BATCHES))
     assert any("corrects_batchnorm" in row.numbers for row in outcome.rows)
-    assert outcome.notes[-1].startswith("batchnorm: statistics were moved behind")
+    assert outcome.notes[-1].startswith("batchnorm: running statistics were moved behind")
