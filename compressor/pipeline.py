@@ -196,7 +196,7 @@ class Effort:
 class Blockwise(Protocol):
     """What a pass offers besides when it goes over the blocks of a graph."""
 
-    def effort(self) -> Effort: ...
+    def effort(self, graph: Graph) -> Effort: ...
 
 
 Observer = Callable[[int, str, Graph], None]  # (stage number, its name, the graph after it)

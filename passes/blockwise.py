@@ -19,25 +19,30 @@ from compressor.passes.solve import BlockSolver, Numbers, written
 from compressor.passes.student import own_tensors
 from compressor.passes.trials import put
 from compressor.pipeline import Context, Effort, format_pass
-from compressor.sites import WeightSite
+from compressor.sites import BATCH_NORMS, WeightSite
 
 
-def holds_out(options: Any) -> bool:
-    """Whether calibration samples that nothing is learned from decide what is kept."""
-    return options.match == "auto" or options.batchnorm or options.reconstruct > 0
+def holds_out(options: Any, norms: bool = True) -> bool:
+    """Whether calibration samples that nothing is learned from decide what is kept. norms: as `has_norms` says."""
+    return options.match == "auto" or (options.batchnorm and norms) or options.reconstruct > 0
 
 
-def runs_beside(options: Any) -> bool:
+def runs_beside(options: Any, norms: bool = True) -> bool:
     """Whether the dense model is run beside the pruned one."""
-    return options.match != "pruned" or holds_out(options)
+    return options.match != "pruned" or holds_out(options, norms)
 
 
-def effort(options: Any, observed: int = 0) -> Effort:
+def effort(options: Any, graph: Graph, observed: int = 0) -> Effort:
     """What `solve_blocks` does with each block; observed: samples that the pass looks at before."""
-    trials = 2 if options.match == "auto" else 1
-    checks = (trials if trials > 1 else 0) + (2 * trials if options.batchnorm else 0)
+    trials, norms = 2 if options.match == "auto" else 1, has_norms(graph)
+    checks = (trials if trials > 1 else 0) + (2 * trials if options.batchnorm and norms else 0)
     checks += CHECKS + 1 if options.reconstruct else 0
-    return Effort(trials, runs_beside(options), checks, options.reconstruct, observed)
+    return Effort(trials, runs_beside(options, norms), checks, options.reconstruct, observed)
+
+
+def has_norms(graph: Graph) -> bool:
+    """Whether there are batch normalizations, without which their correction asks for nothing."""
+    return any(node.target in BATCH_NORMS for node in graph.module.graph.nodes)
 
 
 def solve_blocks(
@@ -47,15 +52,16 @@ def solve_blocks(
     batches = context.calibration(solver.options.samples)
     journal = Journal(context.kept, _key(graph, solver.options, batches, context.seed) if context.kept else "")
     done = journal.count()
+    norms = has_norms(graph)
     blocks = calibrate(
         graph,
         sites,
         batches,
         seed=context.seed,
         progress=context.progress,
-        beside=runs_beside(solver.options),
+        beside=runs_beside(solver.options, norms),
         cross=solver.options.match != "pruned",
-        hold_out=holds_out(solver.options),
+        hold_out=holds_out(solver.options, norms),
         done=done,
     )
     solved: dict[WeightSite, Numbers] = {}

@@ -100,8 +100,8 @@ class Channels:
 
     # *** what goes ***
 
-    def effort(self) -> Effort:
-        return effort(self, observed=self.samples if self.importance != MAGNITUDE else 0)
+    def effort(self, graph: Graph) -> Effort:
+        return effort(self, graph, observed=self.samples if self.importance != MAGNITUDE else 0)
 
     def plan(self, graph: Graph) -> list[Row]:
         groups, whole = self._choose(graph)

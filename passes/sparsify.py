@@ -163,9 +163,9 @@ class Sparsify:
     def gradient_samples(self) -> int:
         return SAMPLES if self._is_felt else 0
 
-    def effort(self) -> Effort:
+    def effort(self, graph: Graph) -> Effort:
         is_ordered = self.permute and isinstance(self._pattern, NM) and self.method != "magnitude"
-        return effort(self, observed=ORDER_SAMPLES if is_ordered else 0)
+        return effort(self, graph, observed=ORDER_SAMPLES if is_ordered else 0)
 
     def plan(self, graph: Graph) -> list[Row]:
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)

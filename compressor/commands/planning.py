@@ -71,7 +71,7 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
         progress.say("measure a few calibration samples")
         sites_changed = [site for site in graph.sites if site.name in changed]
         n_back = max((one.gradient_samples for one in recipe.passes if isinstance(one, Weigher)), default=0)
-        efforts = [one.effort() for one in recipe.passes if isinstance(one, Blockwise)]
+        efforts = [one.effort(graph) for one in recipe.passes if isinstance(one, Blockwise)]
         # A step of Adam takes a batch, whatever its size.
         few = WHOLE_BATCH if any(one.steps for one in efforts) else SAMPLE
         cost = estimate(graph, sites_changed, source.calibration(min(n, few))[0], n, min(n, n_back), efforts)

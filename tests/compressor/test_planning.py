@@ -12,7 +12,9 @@ import compressor
 from compressor.commands import estimate
 from compressor.commands.planning import plan
 from compressor.errors import DataError, RecipeError
+from compressor.graph import Graph
 from compressor.pipeline import Effort, parse_pass
+from tests.compressor.tiny import graph_of, normal
 
 MAGNITUDE = "export | sparsify{pattern=2:4,method=magnitude,refit=0}"
 
@@ -141,7 +143,15 @@ FELT = ("", ",loss_refit=20")
     ],
 )
 def test_a_pass_says_what_it_does_with_each_block(text, effort):
-    assert parse_pass(text).effort() == effort
+    assert parse_pass(text).effort(convolutions(nn.BatchNorm2d(4))) == effort
+
+
+def convolutions(between: nn.Module) -> Graph:
+    return graph_of(nn.Sequential(nn.Conv2d(3, 4, 3), between, nn.Conv2d(4, 4, 3)), normal(2, 3, 8, 8))
+
+
+def test_batch_normalizations_that_are_not_there_cost_nothing():
+    assert parse_pass("sparsify{pattern=2:4,batchnorm=true}").effort(convolutions(nn.ReLU())) == Effort()
 
 
 def test_the_dense_model_the_checks_and_the_steps_are_forward_passes_that_are_counted():
