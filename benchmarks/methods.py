@@ -41,7 +41,16 @@ def results(graph: Graph, source: object, score: object, samples: int) -> Iterat
             for pattern in PATTERNS:
                 graph.module.load_state_dict(dense)
                 start = time.perf_counter()
-                sparsify = Sparsify(pattern, method=method, refit=refit, samples=samples)
+                sparsify = Sparsify(
+                    pattern,
+                    method=method,
+                    iterations=24,
+                    refit=refit,
+                    bias=False,
+                    match="pruned",
+                    batchnorm=False,
+                    samples=samples,
+                )
                 run_pipeline(graph, [sparsify], Context(source.calibration))  # type: ignore[attr-defined]
                 seconds = time.perf_counter() - start
                 yield Result(method, refit, pattern, score(graph.run), seconds)  # type: ignore[operator]

@@ -40,16 +40,22 @@ _Loader.add_implicit_resolver(
 )
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "fast": {"sparsify": {"method": "wanda", "refit": 5, "bias": True, "samples": 64}},
-    "default": {"sparsify": {"method": "auto", "iterations": 15, "refit": 2, "bias": True, "samples": 128}},
+    "fast": {"sparsify": {"method": "wanda", "refit": 5, "match": "pruned", "batchnorm": False, "samples": 64}},
+    "default": {
+        "sparsify": {
+            "method": "auto", "iterations": 9, "scope": "site", "permute": False, "refit": 4, "loss_refit": 0,
+            "bias": True, "match": "auto", "batchnorm": True, "reconstruct": 0, "samples": 128,
+        },
+    },
     "best": {
         "sparsify": {
-            "method": "admm", "refit": 5, "bias": True, "match": "auto", "reconstruct": 64, "samples": 512,
-            "scope": "auto",
+            "method": "admm", "iterations": 48, "scope": "auto", "permute": True, "refit": 5, "loss_refit": 20,
+            "reconstruct": 64, "samples": 512,
         },
     },
 }  # fmt: skip
-"""One word for options of passes, by pass; options given beside it win."""
+"""One word for options of passes, by pass; options given beside it win. `default` is what stands without any;
+named, it takes a recipe that was read back to that."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
 from compressor.passes import batchnorm
 from compressor.passes.allocate import SHARES
-from compressor.passes.blockwise import effort, runs_beside, solve_blocks
+from compressor.passes.blockwise import effort, solve_blocks
+from compressor.passes.gates import ask, decide
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
 from compressor.passes.reorder import NOTHING_TO_GAIN, ORDER_SAMPLES, Reordered, reorder
@@ -37,7 +38,7 @@ class Sparsify:
         optimal-brain-surgeon error, with compensation (Frantar & Alistarh 2023); "admm" by a solver that fits the
         outputs and the pattern together (Meng et al. 2024): the best masks, and the slowest on wide layers. "auto":
         admm for each site where its price is that of a plain SparseGPT, by shape; else sparsegpt.
-    iterations: of ADMM, in threes with one factorization each.
+    iterations: of ADMM, in threes with one factorization each: 9 take as long as a plain SparseGPT, 48 find the best.
     scope: for a ratio, whether each site loses that share ("site") or all sites together do: "global" ranks scores
         across sites, and so serves magnitude only; "loss" measures what each site's zeros do to the loss of the dense
         model, by gradients on calibration data, and takes more where it costs less. "auto": by loss where there is a
@@ -46,15 +47,18 @@ class Sparsify:
         for scope=loss.
     permute: whether channels are first put into the order in which an N:M pattern removes least (Pool & Yu 2021),
         wherever the graph then computes the same without an operator more.
-    refit: conjugate-gradient steps on the kept weights after the mask is chosen (0 switches it off).
+    refit: conjugate-gradient steps on the kept weights after the mask is chosen. 0 leaves methods as published: biases
+        and batch normalizations stay too, and match=auto tries nothing.
     loss_refit: conjugate-gradient steps after these that lower not the error of a site's outputs but what it does to
         the loss of the model, as the Kronecker-factored Fisher information tells (Martens & Grosse 2015).
     bias: whether the bias of a site is refitted with its weights, which are then chosen by what their inputs vary and
         not by their means. Where a batch normalization reads the site, its running mean stands for the bias; a site
         that has neither keeps its means.
     match: what outputs are fitted to. "pruned": what the dense weights make of the pruned inputs. "dense": what the
-        dense model has there, so that a site makes up for the ones before it. "auto": this for each block with which
-        the scored output on held-out samples, a fifth of all, then comes nearer to the dense model's.
+        dense model has there, so that a site makes up for the ones before it. "auto": where sites are convolutions,
+        this for each block with which the scored output on held-out samples, a fifth of all, then comes nearer to the
+        dense model's; "pruned" where there is but one batch, and for other models, since dense targets harm language
+        models (benchmarks/accuracy.md).
     batchnorm: whether statistics of each block's batch normalizations are moved by what pruning has changed in them,
         kept where the scored output on held-out samples then comes nearer to the dense model's.
     damping: share of each channel's energy added to the Gram matrix; 0 chooses clamp(d / rows, 0.01, 1).
@@ -68,16 +72,16 @@ class Sparsify:
     needs_dense: ClassVar[bool] = False
 
     pattern: str
-    method: str = "sparsegpt"
-    iterations: int = 24
+    method: str = "auto"
+    iterations: int = 9
     scope: str = "site"
     dense: float = 0.0
     permute: bool = False
-    refit: int = 10
+    refit: int = 4
     loss_refit: int = 0
-    bias: bool = False
-    match: str = "pruned"
-    batchnorm: bool = False
+    bias: bool = True
+    match: str = "auto"
+    batchnorm: bool = True
     damping: float = 0.0
     reconstruct: int = 0
     samples: int = 128
@@ -156,8 +160,9 @@ class Sparsify:
 
     @property
     def needs_data(self) -> bool:
-        """Magnitude without refit or bias reads the weights alone."""
-        return self.method != "magnitude" or self.refit > 0 or self.bias or self._is_felt or runs_beside(self)
+        """Magnitude without refit reads the weights alone."""
+        fits = self.refit > 0 or self.reconstruct > 0 or self.match == "dense"
+        return self.method != "magnitude" or fits or self._is_felt
 
     @property
     def gradient_samples(self) -> int:
@@ -165,7 +170,7 @@ class Sparsify:
 
     def effort(self, graph: Graph) -> Effort:
         is_ordered = self.permute and isinstance(self._pattern, NM) and self.method != "magnitude"
-        return effort(self, graph, observed=ORDER_SAMPLES if is_ordered else 0)
+        return effort(decide(self, graph, graph.sites), graph, observed=ORDER_SAMPLES if is_ordered else 0)
 
     def plan(self, graph: Graph) -> list[Row]:
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)
@@ -182,11 +187,13 @@ class Sparsify:
         rows = {row.site: row for row in self.plan(graph)}
         sites = [site for site in graph.sites if rows[site.name].status == "changed"]
         keeps = self._global_keeps(sites) if self.scope == "global" else {}
-        reordered = self._reordered(graph, sites, context)
+        decided, said = ask(decide(self, graph, sites), lambda: context.calibration(self.samples))
+        reordered = decided._reordered(graph, sites, context)
         if self._is_felt:
-            solved = self._by_loss(graph, sites, keeps, context)
+            solved = decided._by_loss(graph, sites, keeps, context)
         elif self.needs_data:
-            solved = solve_blocks(graph, sites, BlockSolver(self, dict.fromkeys(sites, self._pattern), keeps), context)
+            solver = BlockSolver(decided, dict.fromkeys(sites, self._pattern), keeps)
+            solved = solve_blocks(graph, sites, solver, context)
         else:
             solved = {site: self._mask(site, keeps.get(site)) for site in sites}
         for site, numbers in solved.items():
@@ -195,7 +202,7 @@ class Sparsify:
         for site in sites:
             if site not in solved:
                 rows[site.name] = Row(site.name, "left", f"among the {self.dense:.0%} that {self.pattern} costs most")
-        return Outcome(tuple(rows.values()), notes=tuple(self._said(reordered, solved)))
+        return Outcome(tuple(rows.values()), notes=(*said, *decided._said(reordered, solved)))
 
     def weigh(self, graph: Graph, context: Context) -> list[SiteLoss]:
         changed = {row.site for row in self.plan(graph) if row.status == "changed"}

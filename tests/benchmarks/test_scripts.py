@@ -23,7 +23,11 @@ SCRIPTS = {
     ),
     "benchmarks.widths": (["--rounds", "5"], "| 5 blocks less, in multiples of 8 | 48% |"),
     "benchmarks.quantization": (["--only", "layers"], "| int8-dynamic |"),
-    "benchmarks.accuracy": (["tiny-gpt2", "--only", "refit=0", "--samples", "2"], "| refit=0 |"),
+    "benchmarks.accuracy": (
+        ["--models", "tiny-gpt2", "--patterns", "2:4", "--recipes", "refit=0", "--seeds", "1"]
+        + ["--scored", "2", "--calibrated", "2", "--window", "16", "--results", "/dev/null"],
+        "| refit=0 |",
+    ),
 }
 
 

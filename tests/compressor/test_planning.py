@@ -12,7 +12,6 @@ import compressor
 from compressor.commands import estimate
 from compressor.commands.planning import plan
 from compressor.errors import DataError, RecipeError
-from compressor.graph import Graph
 from compressor.pipeline import Effort, parse_pass
 from tests.compressor.tiny import graph_of, normal
 
@@ -121,12 +120,13 @@ def test_the_estimate_grows_with_the_samples():
 
 def test_gradients_cost_time_and_memory(monkeypatch):
     monkeypatch.setattr(estimate, "_rate", lambda: 1e9)
-    plain, felt = (plan("tiny-resnet", f"export | sparsify{{pattern=2:4,samples=64{more}}}").cost for more in FELT)
+    plain, felt = (plan("tiny-resnet", f"export | {UNASKED},samples=64{more}}}").cost for more in FELT)
     assert felt.seconds > 1.2 * plain.seconds
     assert felt.memory > plain.memory
 
 
 FELT = ("", ",loss_refit=20")
+UNASKED = "sparsify{pattern=2:4,match=pruned,batchnorm=false"
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,6 @@ FELT = ("", ",loss_refit=20")
     [
         ("sparsify{pattern=2:4}", Effort()),
         ("sparsify{pattern=2:4,match=dense}", Effort(is_beside=True)),
-        ("sparsify{pattern=2:4,match=auto}", Effort(solves=2, is_beside=True, checks=2)),
-        ("sparsify{pattern=2:4,match=auto,batchnorm=true}", Effort(solves=2, is_beside=True, checks=6)),
         ("sparsify{pattern=2:4,reconstruct=64}", Effort(is_beside=True, checks=9, steps=64)),
         ("sparsify{pattern=2:4,permute=true}", Effort(observed=32)),
         ("sparsify{pattern=2:4,permute=true,method=magnitude}", Effort()),
@@ -143,15 +141,26 @@ FELT = ("", ",loss_refit=20")
     ],
 )
 def test_a_pass_says_what_it_does_with_each_block(text, effort):
-    assert parse_pass(text).effort(convolutions(nn.BatchNorm2d(4))) == effort
+    assert parse_pass(text).effort(graph_of(nn.Linear(8, 4), normal(2, 8))) == effort
 
 
-def convolutions(between: nn.Module) -> Graph:
-    return graph_of(nn.Sequential(nn.Conv2d(3, 4, 3), between, nn.Conv2d(4, 4, 3)), normal(2, 3, 8, 8))
+@pytest.mark.parametrize(
+    ("options", "effort"),
+    [
+        ("batchnorm=false", Effort(solves=2, is_beside=True, checks=2)),
+        ("batchnorm=true", Effort(solves=2, is_beside=True, checks=6)),
+        ("refit=0", Effort()),
+        ("match=pruned,batchnorm=false", Effort()),
+    ],
+)
+def test_held_out_samples_are_asked_about_convolutions_and_their_batch_normalization(options, effort):
+    graph = graph_of(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).eval(), normal(2, 4, 5, 5))
+    assert parse_pass(f"sparsify{{pattern=2:4,{options}}}").effort(graph) == effort
 
 
 def test_batch_normalizations_that_are_not_there_cost_nothing():
-    assert parse_pass("sparsify{pattern=2:4,batchnorm=true}").effort(convolutions(nn.ReLU())) == Effort()
+    graph = graph_of(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), normal(2, 3, 8, 8))
+    assert parse_pass("sparsify{pattern=2:4,match=pruned,batchnorm=true}").effort(graph) == Effort()
 
 
 def test_the_dense_model_the_checks_and_the_steps_are_forward_passes_that_are_counted():
@@ -167,9 +176,7 @@ def test_the_dense_model_the_checks_and_the_steps_are_forward_passes_that_are_co
 
 def test_a_block_is_reconstructed_on_whole_batches_and_that_takes_time_and_memory(monkeypatch):
     monkeypatch.setattr(estimate, "_rate", lambda: 1e12)
-    plain, more = (
-        plan("tiny-resnet", f"export | sparsify{{pattern=2:4,samples=50,reconstruct={n}}}").cost for n in (0, 200)
-    )
+    plain, more = (plan("tiny-resnet", f"export | {UNASKED},samples=50,reconstruct={n}}}").cost for n in (0, 200))
     assert more.seconds > 10 * plain.seconds
     assert more.memory > plain.memory
 

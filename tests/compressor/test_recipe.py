@@ -151,6 +151,19 @@ def test_every_preset_is_made_of_options_of_passes(preset):
     assert [one.name for one in recipe.passes] == ["sparsify"]
 
 
+def test_the_preset_default_is_what_stands_without_any():
+    recipe = Recipe().with_pass("sparsify", {"pattern": "2:4"})
+    for name, options in PRESETS["default"].items():
+        assert recipe.with_pass(name, options) == recipe
+
+
+def test_the_preset_default_takes_back_what_the_others_say():
+    recipe = Recipe().with_pass("sparsify", {"pattern": "2:4"})
+    for preset in PRESETS.values():
+        changed = recipe.with_pass("sparsify", preset["sparsify"])
+        assert changed.with_pass("sparsify", PRESETS["default"]["sparsify"]) == recipe
+
+
 def test_an_option_of_a_pass_changes_the_one_that_is_there_and_leaves_its_others():
     recipe = Recipe().with_pass("sparsify", {"pattern": "2:4", "refit": 3})
     assert recipe.with_pass("sparsify", {"pattern": "1:4"}).passes == (Sparsify(pattern="1:4", refit=3),)

@@ -3,7 +3,7 @@ from itertools import combinations, product
 import pytest
 import torch
 
-from compressor.passes.admm import admm
+from compressor.passes.admm import GROWTH, RELAXATION, RHO, _penalties, admm
 from compressor.passes.damping import dampen
 from compressor.passes.gram import IndefiniteGram
 from compressor.passes.masks import nm_fraction
@@ -76,6 +76,30 @@ def test_more_iterations_are_better():
     W, H = problem()
     few, many = (refitted(*admm(W, H, NM(2, 4), iterations=n), W, H) for n in (3, 48))
     assert many < few
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), Ratio(0.7)], ids=str)
+def test_going_past_each_iterate_leaves_less_error_on_correlated_inputs(pattern, monkeypatch):
+    problems, errors = [correlated(seed) for seed in range(3)], {}
+    for relaxation in (1.0, RELAXATION):
+        monkeypatch.setattr("compressor.passes.admm.RELAXATION", relaxation)
+        errors[relaxation] = sum(refitted(*admm(W, H, pattern, iterations=9), W, H) for W, H in problems)
+    assert errors[RELAXATION] < 0.97 * errors[1.0]
+
+
+def correlated(seed, m=48, d=64, n=1024):
+    """Inputs whose energy falls from direction to direction, as those of trained layers do."""
+    g = torch.Generator().manual_seed(seed)
+    X = torch.randn(n, d, generator=g) / torch.arange(1, d + 1) @ torch.randn(d, d, generator=g)
+    return torch.randn(m, d, generator=g), dampen(X.T @ X / n, 0.01)
+
+
+def test_penalties_grow_to_the_last_and_few_begin_later():
+    assert _penalties(1) == [RHO[1]]
+    assert _penalties(3) == pytest.approx([RHO[1] / GROWTH**2, RHO[1] / GROWTH, RHO[1]])
+    many = _penalties(16)
+    assert many == sorted(many)
+    assert (many[0], many[-1]) == pytest.approx(RHO)
 
 
 def test_the_scale_of_a_channel_does_not_matter():

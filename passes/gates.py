@@ -1,0 +1,40 @@
+"""What held-out samples are asked, decided once a model is known: only where there is something to ask, and of whom."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from compressor.graph import Feeds, Graph
+from compressor.passes.blockwise import has_norms
+from compressor.sites import WeightSite
+
+if TYPE_CHECKING:
+    from compressor.passes.sparsify import Sparsify
+
+NOBODY_TO_ASK = "match and batchnorm: one batch of calibration samples leaves none to hold out, so neither is tried"
+
+
+def decide(options: "Sparsify", graph: Graph, sites: Iterable[WeightSite]) -> "Sparsify":
+    """The options, with what hangs on the model decided.
+
+    Dense targets make up for the blocks before: they lift convolutional networks, and harm the transformers that were
+    tried (benchmarks/accuracy.md), so that only convolutions are asked about. Without refit all but the mask stays.
+    """
+    is_fitted = options.refit > 0
+    is_asked = is_fitted and any(site.layout == "kernel" for site in sites)
+    return dataclasses.replace(
+        options,
+        match="pruned" if options.match == "auto" and not is_asked else options.match,
+        batchnorm=options.batchnorm and is_fitted and has_norms(graph),
+        bias=options.bias and is_fitted,
+    )
+
+
+def ask(options: "Sparsify", batches: Callable[[], Sequence[Feeds]]) -> tuple["Sparsify", tuple[str, ...]]:
+    """The options as they can be asked with these batches, and what there is to say of it."""
+    asks = options.match == "auto" or options.batchnorm
+    # What reconstructs cannot do without: calibration refuses.
+    if not asks or options.reconstruct or len(batches()) > 1:
+        return options, ()
+    match = "pruned" if options.match == "auto" else options.match
+    return dataclasses.replace(options, match=match, batchnorm=False), (NOBODY_TO_ASK,)
