@@ -21,7 +21,7 @@ test: $(INSTALLED)  ## Lint, check formatting and types, run the tests (minutes)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --durations 25
 
 test-slow: $(INSTALLED)  ## Run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
