@@ -32,7 +32,7 @@ STEPS = 3
 """Iterations with each factorization."""
 
 RELAXATION = 1.5
-"""How far each step goes past B, away from D (Eckstein & Bertsekas 1992): nine iterations do what twelve did."""
+"""How far each step goes past B, away from D (Eckstein & Bertsekas 1992): nine iterations do about what twelve did."""
 
 SAMPLE = 1 << 14
 """Weights that tell the threshold of a ratio, between the first iteration and the last."""

@@ -38,7 +38,7 @@ class Sparsify:
         optimal-brain-surgeon error, with compensation (Frantar & Alistarh 2023); "admm" by a solver that fits the
         outputs and the pattern together (Meng et al. 2024): the best masks, and the slowest on wide layers. "auto":
         admm for each site where its price is that of a plain SparseGPT, by shape; else sparsegpt.
-    iterations: of ADMM, in threes with one factorization each: 9 take as long as a plain SparseGPT, 48 find the best.
+    iterations: of ADMM, three to a factorization: 9 take about as long as a plain SparseGPT, 48 find the best.
     scope: for a ratio, whether each site loses that share ("site") or all sites together do: "global" ranks scores
         across sites, and so serves magnitude only; "loss" measures what each site's zeros do to the loss of the dense
         model, by gradients on calibration data, and takes more where it costs less. "auto": by loss where there is a
