@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = {
-    "benchmarks.scale": (["--samples", "2", "--window", "8"], "statistics and solve"),
+    "benchmarks.scale": (["--samples", "2", "--window", "32"], "statistics and solve"),
     "benchmarks.methods": (
         ["tiny-gpt2", "--samples", "2", "--calibration-samples", "2", "--window", "16"],
         "| admm | 10",
