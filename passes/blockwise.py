@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from compressor.calibrate import Block, calibrate
-from compressor.fingerprint import digest
+from compressor.fingerprint import digest, own_code
 from compressor.graph import Feeds, Graph
 from compressor.passes.checkpoint import Checkpoint
 from compressor.passes.reconstruct import CHECKS
@@ -111,4 +111,4 @@ def _changed(block: Block) -> list[Tensor]:
 def _key(graph: Graph, options: Any, batches: Sequence[Feeds], seed: int) -> str:
     weights = [part for pair in sorted(own_tensors(graph).items()) for part in pair]
     feeds = [part for batch in batches for pair in sorted(batch.items()) for part in pair]
-    return digest(format_pass(options), seed, *weights, *feeds)
+    return digest(own_code(), format_pass(options), seed, *weights, *feeds)

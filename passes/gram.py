@@ -17,8 +17,7 @@ from torch import Tensor
 from compressor.errors import DataError
 
 INVERTS = 3
-"""Solving for m columns of d by an inverse costs less from m = d / INVERTS on, where three products share it. Measured
-in benchmarks/solver.md."""
+"""Solving for m columns of d by an inverse costs less from about m = d / INVERTS on, where three products share it."""
 
 
 class IndefiniteGram(DataError, ArithmeticError):
