@@ -95,7 +95,50 @@ class Attend(nn.Module):
         return self.o(z.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-KINDS = ("conv", "depthwise", "grouped", "residual", "widen", "gate", "beside", "swap", "attend")
+class Share(nn.Module):
+    """All heads of queries read one head of keys and values."""
+
+    def __init__(self, c: int, heads: int):
+        super().__init__()
+        self.heads, self.q, self.kv, self.o = heads, nn.Linear(c, 4 * heads), nn.Linear(c, 8), nn.Linear(4 * heads, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.flatten(2).transpose(1, 2)  # (B, pixels, C)
+        q = self.q(y).unflatten(-1, (self.heads, 4)).transpose(1, 2)
+        k, v = self.kv(y)[:, None].chunk(2, dim=-1)
+        z = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+        return self.o(z.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Upsample(nn.Module):
+    """Down and up again by a transposed convolution, beside a way that skips both (U-Net)."""
+
+    def __init__(self, c: int, out: int):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(c, out, 2, stride=2), nn.ConvTranspose2d(out, out + 1, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([F.gelu(self.up(torch.sigmoid(self.down(x)))), x], dim=1)
+
+
+class Normalize(nn.Module):
+    """Statistics over pairs of channels, then over each alone."""
+
+    def __init__(self, c: int, out: int):
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(c, out, 1), nn.GroupNorm(out // 2, out), nn.SiLU(), nn.Conv2d(out, out, 1), nn.GroupNorm(out, out)
+        )
+        self.last = nn.Conv2d(out, c, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(torch.sigmoid(self.inner(x)))
+
+
+KINDS = (
+    "conv", "depthwise", "grouped", "residual", "widen", "gate", "beside", "swap", "attend", "share", "upsample",
+    "normalize",
+)  # fmt: skip
 Plan = list[tuple[str, int]]  # (kind of layer, a number of channels)
 PLANS = st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from([4, 6])), min_size=1, max_size=3)
 
@@ -116,7 +159,10 @@ def layer(kind: str, c: int, out: int) -> tuple[nn.Module, int]:
         return Beside(c, out), out + 2 * c - 1
     if kind == "swap" and c % 2 == 0:
         return Swap(c), c
-    return (Attend(c, out), c) if kind == "attend" else (Residual(c, out), c)
+    if kind == "upsample":
+        return Upsample(c, out), out + 1 + c
+    within = {"attend": Attend, "share": Share, "normalize": Normalize}.get(kind, Residual)
+    return within(c, out), c
 
 
 def network(plan: Plan) -> Graph:
