@@ -42,7 +42,7 @@ RECIPES = {
     "admm": f"method=admm,iterations=48,refit=10,{PLAIN}",
     **dict.fromkeys(PRESETS),
 }
-"""By name: options of `sparsify`, or None for the preset of that name. Others are as published: weights alone change."""
+"""By name: options of `sparsify`, or None for the preset of that name. Others as published: weights alone change."""
 
 
 @dataclass(frozen=True)
