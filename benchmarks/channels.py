@@ -3,7 +3,8 @@
     python -m benchmarks.channels accuracy MODEL [--data FOLDER] [--only 'channels{amount=0.5}' ...]
     python -m benchmarks.channels speed [--only gpt2-124m ...]
 
-`accuracy` runs each pipeline from the same dense weights; `speed` removes half of every group of models with random
+`accuracy` runs each pipeline from the same dense weights, and times what it makes beside the dense model, by the
+processor's clock on one example, in turn; `speed` removes half of every group of models with random
 weights by magnitude, and times both in ONNX Runtime, in turn, on one thread.
 """
 
@@ -11,11 +12,14 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from benchmarks.widths import timed
 from compressor.channels.cut import cut
 from compressor.channels.groups import find_groups
 from compressor.driver import open_source
@@ -59,7 +63,8 @@ def accuracy(options: argparse.Namespace) -> None:
     dense, before = evaluation.score(dense_graph.run), costs(dense_graph, dense_graph.example)
     unit = "points" if dense.higher_is_better else "%"
     print(f"dense: {dense.metric} {dense.value:.2f} (standard error {dense.stderr:.2f}); {evaluation.description}\n")
-    print(f"| passes | {dense.metric} | worse than dense | FLOPs | CPU min |\n| --- | --- | --- | --- | --- |")
+    print(f"| passes | {dense.metric} | worse than dense | FLOPs | times faster (quartiles) | CPU min |")
+    print("| --- | --- | --- | --- | --- | --- |")
     notes: list[str] = []
     for text in options.only or PIPELINES:
         graph = dense_graph.copy()
@@ -71,12 +76,23 @@ def accuracy(options: argparse.Namespace) -> None:
         drop, error = score_drop(dense, score)
         left = costs(graph, graph.example).flops / before.flops
         print(
-            f"| {text.replace('|', ', then')} | {score.value:.2f} | {drop:+.2f} {unit} ± {error:.2f} "
-            f"| {left:.0%} | {minutes:.1f} |",
+            f"| {text.replace('|', ', then ')} | {score.value:.2f} | {drop:+.2f} {unit} ± {error:.2f} "
+            f"| {left:.0%} | {_times_faster(dense_graph, graph, options.rounds)} | {minutes:.1f} |",
             flush=True,
         )
         notes += [note for outcome in outcomes for note in outcome.notes]
     print("", *notes, sep="\n\n")
+
+
+def _times_faster(dense: Graph, graph: Graph, rounds: int) -> str:
+    """In ONNX Runtime, on the first of the example's rows."""
+    feeds = {name: x[:1].contiguous() for name, x in dense.example.items()}
+    own = graph.adapt(feeds)
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = _built(dense, folder, "dense"), _built(graph, folder, "smaller")
+        times = timed({"dense": partial(before, feeds), "smaller": partial(after, own)}, rounds)
+    low, middle, high = np.percentile(times["dense"] / times["smaller"], [25, 50, 75])
+    return f"{middle:.2f} ({low:.2f} to {high:.2f}, n={rounds})"
 
 
 # *** speed ***
@@ -181,6 +197,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data")
     parser.add_argument("--only", nargs="+", help="pipelines, with | between passes; or names of models")
     parser.add_argument("--samples", type=int, default=150, help="held-out samples")
+    parser.add_argument("--rounds", type=int, default=300, help="how often each is timed; of `accuracy`")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

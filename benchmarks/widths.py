@@ -7,8 +7,9 @@ One picture of 32 x 32 on one thread, all models in turn; processor time, which 
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -106,7 +107,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=500)
     rounds = parser.parse_args().rounds
     nets = {name: Net(shape) for name, shape in SHAPES.items()}
-    times = timed({name: net.session() for name, net in nets.items()}, rounds)
+    x = np.random.default_rng(1).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    sessions = {name: net.session() for name, net in nets.items()}
+    times = timed({name: partial(one.run, None, {"x": x}) for name, one in sessions.items()}, rounds)
     print(f"onnxruntime {onnxruntime.__version__}, n = {rounds} rounds\n")
     print("| model | FLOPs | ms p50, of the processor | times faster (quartiles) |\n| --- | --- | --- | --- |")
     for name, net in nets.items():
@@ -115,14 +118,13 @@ def main() -> None:
         print(f"| {name} | {share:.0%} | {ms:.2f} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
 
 
-def timed(sessions: dict[str, onnxruntime.InferenceSession], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of this thread, which computes alone: (rounds,) each."""
-    x = np.random.default_rng(1).standard_normal((1, 3, 32, 32)).astype(np.float32)
-    found: dict[str, list[float]] = {name: [] for name in sessions}
+def timed(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds of this thread, which computes alone, all in turn: (rounds,) each."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
     for at in range(-3, rounds):
-        for name, session in sessions.items():
+        for name, run in runs.items():
             start = time.thread_time()
-            session.run(None, {"x": x})
+            run()
             if at >= 0:
                 found[name].append(time.thread_time() - start)
     return {name: np.array(values) for name, values in found.items()}

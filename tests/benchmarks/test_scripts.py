@@ -18,7 +18,8 @@ SCRIPTS = {
         "| method=finetune,steps=1,batch=2,training=8 |",
     ),
     "benchmarks.channels": (
-        ["accuracy", "tiny-resnet", "--samples", "8", "--only", "channels{amount=0.5,importance=magnitude}"],
+        ["accuracy", "tiny-resnet", "--samples", "8", "--rounds", "3"]
+        + ["--only", "channels{amount=0.5,importance=magnitude}"],
         "| channels{amount=0.5,importance=magnitude} |",
     ),
     "benchmarks.widths": (["--rounds", "5"], "| 5 blocks less, in multiples of 8 | 48% |"),
