@@ -1,18 +1,19 @@
 """Channels put into the order in which an N:M pattern costs least, before any weight is pruned.
 
-Which groups of channels there are is read from the graph (compressor/channels.py). The units of one may change their
-order for free: what makes them, what follows, and what reads them change with them, and the graph computes the same.
-Of those that read them, the sites that are to take the pattern say which order is good, each by its own score.
+Which groups of channels there are is read from the graph (compressor/channels/groups.py): hidden channels, streams that
+blocks add to, and the channels inside of each head, which cannot leave it. The units of one may change their order for
+free: what makes them, what follows, and what reads them change with them, and the graph computes the same. Of those
+that read them, the sites that are to take the pattern say which order is good, each by its own score.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from compressor.channels.groups import ChannelGroup, find_groups
+from compressor.channels.groups import ChannelGroup, find_orders
 from compressor.channels.permute import permute, why_fixed
 from compressor.errors import InternalError
 from compressor.graph import Graph
@@ -47,12 +48,15 @@ class Reordered:
 
     saved: Mapping[WeightSite, float]
     orders: Mapping[str, Tensor]
+    heads: int
     kept: Mapping[str, str]
 
     def note(self, pattern: Pattern) -> str:
         """For a report."""
         shares = sorted(self.saved.values())
-        said = f"permute: {len(self.orders)} groups of channels have another order; a dense model computes the same"
+        inside = f", {self.heads} of them inside of a head" if self.heads else ""
+        said = f"permute: {len(self.orders)} groups of channels have another order{inside}"
+        said += "; a dense model computes the same"
         if shares:
             said += (
                 f"; of the scores that {pattern} removes, {shares[0]:.0%} to {shares[-1]:.0%} less "
@@ -70,25 +74,32 @@ def reorder(
     method: whose scores count (`sparsify`). The dense model that the context holds changes with the graph.
     """
     reading, kept = _readers(graph, sites, pattern)
-    saved: dict[WeightSite, float] = {}
+    lost: dict[WeightSite, Lost] = defaultdict(Lost)
     orders: dict[str, Tensor] = {}
+    heads = 0
     for group, scores in _complete(reading, _scores(graph, reading, method, context, bias, damping)):
         order = _best(scores, pattern, context.seed)
+        for site, S in scores.items():
+            lost[site].add(S, order, pattern)
         if torch.equal(order, torch.arange(group.units)):
             kept[group.name] = "no other order is better"
             continue
         orders[group.name] = order
-        saved |= {site: _saved(S, order, pattern) for site, S in scores.items()}
+        heads += group.kind == "heads"
     _apply(graph, orders, context)
-    return Reordered(saved, orders, kept)
+    saved = {site: one.saved for site, one in lost.items() if one.after != one.before}
+    return Reordered(saved, orders, heads, kept)
 
 
 def _apply(graph: Graph, orders: Mapping[str, Tensor], context: Context) -> None:
     """Raises InternalError when the graph does not compute what it did."""
     names = [port.name for port in graph.outputs if not port.is_state]
-    before = graph.run(graph.example)
+    # What a cache holds has the order of the channels that it came from.
+    states = {port.name for port in graph.inputs if port.is_state}
+    feeds = {name: torch.zeros_like(x) if name in states else x for name, x in graph.example.items()}
+    before = graph.run(feeds)
     permute(graph, orders)
-    gap = difference(lambda _: before, lambda _: graph.run(graph.example), {}, names)
+    gap = difference(lambda _: before, lambda _: graph.run(feeds), {}, names)
     if not gap <= TOLERANCE["float32"]:
         raise InternalError(f"with its channels in another order the graph does not compute what it did: {gap:.1e} off")
     if context.dense is not None:
@@ -97,7 +108,9 @@ def _apply(graph: Graph, orders: Mapping[str, Tensor], context: Context) -> None
 
 # *** which groups ***
 
-Reading = dict[ChannelGroup, dict[WeightSite, int]]  # the sites that read a group, and where along their axis it begins
+# The sites that read a group, and the positions of its units along their axis, once for each time they are read
+# (times, units): the query heads of a group read one key-value head.
+Reading = dict[ChannelGroup, dict[WeightSite, Tensor]]
 
 
 def _readers(graph: Graph, sites: Sequence[WeightSite], pattern: NM) -> tuple[Reading, dict[str, str]]:
@@ -105,7 +118,7 @@ def _readers(graph: Graph, sites: Sequence[WeightSite], pattern: NM) -> tuple[Re
     named = {site.name: site for site in sites}
     found: Reading = {}
     kept: dict[str, str] = {}
-    for group in find_groups(graph):
+    for group in find_orders(graph):
         reading = [(named[one.name], one) for one in group.consumers if one.name in named]
         reading = [(site, one) for site, one in reading if one.axis == site.axis]
         if not reading:
@@ -114,19 +127,24 @@ def _readers(graph: Graph, sites: Sequence[WeightSite], pattern: NM) -> tuple[Re
         if why:
             kept[group.name] = why
         else:
-            found[group] = {site: int((one.owner >= 0).nonzero()[0]) for site, one in reading}
+            found[group] = {site: _positions(one.owner) for site, one in reading}
     return found, kept
+
+
+def _positions(owner: Tensor) -> Tensor:
+    """(times, units): the positions of units along an axis; owner (K,): the unit of each position, or -1."""
+    return (owner >= 0).nonzero().reshape(-1, int(owner.max()) + 1)
 
 
 def _why_not(owner: Tensor, pattern: NM) -> str:
     """Why the order of units is not that of groups of neighbours; owner (K,): the unit of each position, or -1."""
-    at = (owner >= 0).nonzero().flatten()
     units = int(owner.max()) + 1
-    if len(at) > units:
-        return "each owns several neighbours"
-    if not torch.equal(owner[at], torch.arange(units)) or int(at[-1]) - int(at[0]) != units - 1:
-        return "what reads them has them in another order"
-    if int(at[0]) % pattern.m or units % pattern.m:
+    at = _positions(owner)
+    if not torch.equal(owner[at], torch.arange(units).expand_as(at)):
+        return "each owns several neighbours" if len(at) > 1 else "what reads them has them in another order"
+    if not torch.equal(at - at[:, :1], torch.arange(units).expand_as(at)):
+        return "what reads them has others between them"
+    if (at[:, 0] % pattern.m).any() or units % pattern.m:
         return f"groups of {pattern.m} neighbours reach beyond them"
     return ""
 
@@ -180,10 +198,10 @@ def _complete(reading: Reading, scored: Iterator[Score]) -> Iterator[tuple[Chann
     waiting = {group: dict[WeightSite, Tensor]() for group in reading}
     for scores in scored:
         for group in list(waiting):
-            for site, start in reading[group].items():
+            for site, at in reading[group].items():
                 if site in scores:
-                    rows = _some(scores[site], MOST_ROWS // len(reading[group]))
-                    waiting[group][site] = rows[:, start : start + group.units].clone()
+                    rows = _some(scores[site], MOST_ROWS // (len(at) * len(reading[group])))
+                    waiting[group][site] = rows[:, at].reshape(-1, group.units)
             if len(waiting[group]) == len(reading[group]):
                 yield group, waiting.pop(group)
 
@@ -201,6 +219,17 @@ def _best(scores: Score, pattern: NM, seed: int) -> Tensor:
     return best_order(S, pattern.n, pattern.m, seed)
 
 
-def _saved(S: Tensor, order: Tensor, pattern: NM) -> float:
-    before = lost_score(S, torch.arange(len(order)), pattern.n, pattern.m)
-    return 1 - lost_score(S, order, pattern.n, pattern.m) / before if before else 0.0
+@dataclass
+class Lost:
+    """The scores that the pattern removes from a site, before and after, over the groups that it reads."""
+
+    before: float = 0.0
+    after: float = 0.0
+
+    def add(self, S: Tensor, order: Tensor, pattern: NM) -> None:
+        self.before += lost_score(S, torch.arange(len(order)), pattern.n, pattern.m)
+        self.after += lost_score(S, order, pattern.n, pattern.m)
+
+    @property
+    def saved(self) -> float:
+        return 1 - self.after / self.before if self.before else 0.0

@@ -46,7 +46,7 @@ class Sparsify:
     dense: of an N:M pattern, the share of the named weights that may stay dense: those that it costs most, measured as
         for scope=loss.
     permute: whether channels are first put into the order in which an N:M pattern removes least (Pool & Yu 2021),
-        wherever the graph then computes the same without an operator more.
+        wherever the graph then computes the same without an operator more; inside of heads, each by itself.
     refit: conjugate-gradient steps on the kept weights after the mask is chosen. 0 leaves methods as published: biases
         and batch normalizations stay too, and match=auto tries nothing.
     loss_refit: conjugate-gradient steps after these that lower not the error of a site's outputs but what it does to
@@ -149,6 +149,11 @@ class Sparsify:
         return parse_pattern(self.pattern)
 
     @property
+    def _is_ordered(self) -> bool:
+        """Whether channels change their order first."""
+        return self.permute and isinstance(self._pattern, NM)
+
+    @property
     def _is_weighed(self) -> bool:
         """Whether sites are told apart by what their zeros cost."""
         return self._scope == "loss" or self.dense > 0
@@ -169,8 +174,8 @@ class Sparsify:
         return SAMPLES if self._is_felt else 0
 
     def effort(self, graph: Graph) -> Effort:
-        is_ordered = self.permute and isinstance(self._pattern, NM) and self.method != "magnitude"
-        return effort(decide(self, graph, graph.sites), graph, observed=ORDER_SAMPLES if is_ordered else 0)
+        is_observed = self._is_ordered and self.method != "magnitude"
+        return effort(decide(self, graph, graph.sites), graph, observed=ORDER_SAMPLES if is_observed else 0)
 
     def plan(self, graph: Graph) -> list[Row]:
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)
@@ -206,7 +211,9 @@ class Sparsify:
 
     def weigh(self, graph: Graph, context: Context) -> list[SiteLoss]:
         changed = {row.site for row in self.plan(graph) if row.status == "changed"}
+        graph = graph.copy() if self._is_ordered else graph  # the model that is given stays as it is
         sites = [site for site in graph.sites if site.name in changed]
+        self._reordered(graph, sites, context)
         felt = feel(graph, sites, self.samples, context, by_pairs=False)
         weighed = weigh(felt, self._pattern)
         given = self._divided(weighed) if self._is_weighed else dict.fromkeys(sites, self._pattern)
@@ -224,8 +231,9 @@ class Sparsify:
             _ensure_zeros(None if self._scope == "site" else sites, sites, self._pattern.sparsity)
 
     def _reordered(self, graph: Graph, sites: Sequence[WeightSite], context: Context) -> Reordered | None:
-        if not self.permute or not isinstance(self._pattern, NM):
+        if not self._is_ordered:
             return None
+        assert isinstance(self._pattern, NM)
         return reorder(graph, sites, self._pattern, self.method, context, bias=self.bias, damping=self.damping)
 
     def _said(self, reordered: Reordered | None, solved: Mapping[WeightSite, Numbers]) -> Iterator[str]:

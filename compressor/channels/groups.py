@@ -98,6 +98,15 @@ def find_groups(graph: "Graph") -> list[ChannelGroup]:
     return list(_groups(graph.tracer))
 
 
+def find_orders(graph: "Graph") -> list[ChannelGroup]:
+    """Groups of units that can change places, unless `ordered` says why not, in the order of the graph.
+
+    What is inside of a head is a group of its own, of the kind "heads", since it cannot leave the head. Raises
+    SourceError when a shape depends on data.
+    """
+    return list(_groups(Tracer(graph.module, graph.inputs, graph.outputs, for_order=True)))
+
+
 def unknown_group(name: str, groups: Iterable[str]) -> RecipeError:
     """What to raise for a name that no group has."""
     near = difflib.get_close_matches(name, list(groups), n=3, cutoff=0.0)
@@ -108,7 +117,7 @@ def unknown_group(name: str, groups: Iterable[str]) -> RecipeError:
 def _groups(tracer: Tracer) -> Iterator[ChannelGroup]:
     seen = _Seen(tracer)
     taken: dict[str, int] = {}
-    for components, owners in sorted(_footprints(tracer), key=lambda one: one[1][0].start):
+    for components, owners in sorted(_footprints(tracer), key=lambda one: (one[1][0].start, one[0][0])):
         made = _group(seen, components, owners)
         if made is None:
             continue
@@ -117,15 +126,16 @@ def _groups(tracer: Tracer) -> Iterator[ChannelGroup]:
 
 
 def _footprints(tracer: Tracer) -> Iterator[tuple[np.ndarray, list[Owner]]]:
-    """Components that own the same axes, with these axes in the order of the graph."""
+    """Components that own the same axes and have the same places, with these axes in the order of the graph."""
     owners = sorted(tracer.owners.values(), key=lambda owner: owner.start)
-    n = int(tracer.components.max()) + 1
     keys = np.random.default_rng(0).integers(1, 2**62, len(owners))  # a set of axes is known by the sum of its keys
-    footprint = np.zeros(n, np.int64)
+    footprint = tracer.labels.places(tracer.components)
     for owner, key in zip(owners, keys, strict=True):
         footprint[np.unique(_components(tracer, owner))] += key
     order = np.argsort(footprint, kind="stable")
     sets = np.split(order, np.flatnonzero(np.diff(footprint[order])) + 1)
+    if tracer.labels.for_order:
+        sets = [one for one in sets if len(one) > 1]  # what is alone has nobody to change places with
     firsts = np.array([components[0] for components in sets])
     owning: list[list[Owner]] = [[] for _ in sets]
     for owner in owners:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from compressor.channels.groups import ChannelGroup, Slice, find_groups, unknown_group
+from compressor.channels.groups import ChannelGroup, Slice, find_orders, unknown_group
 from compressor.errors import RecipeError
 from compressor.graph import Graph
 from compressor.stored import stored
@@ -19,18 +19,22 @@ Order = Mapping[str, Tensor]  # a group's name -> (units,) int64: which unit com
 def permute(graph: Graph, order: Order) -> None:
     """Give the units of some groups another order, in place: weights, what follows them, and their consumers' columns.
 
-    A state (a key-value cache) has its heads in the new order. Raises RecipeError when a group is unknown or cannot
-    change its order (`why_fixed`), or when what is given is none; then nothing was changed.
+    Groups are those of `find_orders`. A state (a key-value cache) has what is inside of its heads in the new order.
+    Raises RecipeError when a group is unknown or cannot change its order (`why_fixed`), or when what is given is none;
+    then nothing was changed.
     """
-    groups = {group.name: group for group in find_groups(graph)}
+    groups = {group.name: group for group in find_orders(graph)}
     for name, one in order.items():
         if name not in groups:
             raise unknown_group(name, groups)
         _check(graph, groups[name], one)
+    moved: dict[tuple[str, int], Tensor] = {}  # of a tensor's axis: what comes to stand at each position
     for name, one in order.items():
         for part in groups[name].slices:
-            if not part.is_state:
-                _move(stored(graph.module, part.name), part.axis, _positions(part, one.cpu()))
+            index = moved.setdefault((part.name, part.axis), torch.arange(len(part.owner)))
+            _set_positions(index, part, one.cpu())
+    for (name, axis), index in moved.items():
+        _move(stored(graph.module, name), axis, index)
 
 
 def why_fixed(graph: Graph, group: ChannelGroup) -> str:
@@ -41,7 +45,7 @@ def why_fixed(graph: Graph, group: ChannelGroup) -> str:
     for one in group.slices:
         if len(one.owner[one.owner >= 0].unique(return_counts=True)[1].unique()) > 1:
             return f"units of several sizes in {one.name}"
-        if not one.is_state and one.name not in kept:
+        if one.name not in kept:
             return f"the graph spells out a value for each of them ({one.name})"
     return ""
 
@@ -59,9 +63,7 @@ def _move(tensor: Tensor, axis: int, positions: Tensor) -> None:
         tensor.copy_(tensor.index_select(axis, positions.to(tensor.device)))
 
 
-def _positions(part: Slice, order: Tensor) -> Tensor:
-    """(length of the axis,) int64: what comes to stand at each position."""
+def _set_positions(index: Tensor, part: Slice, order: Tensor) -> None:
+    """What comes to stand at the positions of a group's units, in place; index (length of the axis,) int64."""
     own = part.owner.argsort(stable=True)[int((part.owner < 0).sum()) :].reshape(len(order), -1)  # (units, size)
-    index = torch.arange(len(part.owner))
     index[own] = own[order]
-    return index

@@ -2,8 +2,13 @@
 
 Label 0 stands for values that are no channel's. Labels are positive and given out in order, so that along the axis
 they were made for they rise by one.
+
+Two questions are asked of a graph, each of labels of its own. Which channels can go: then all that is left must be a
+box, and what is inside of a head goes with it. And which can change places (`for_order`): only what every step treats
+alike, which is told by places.
 """
 
+import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection
@@ -22,12 +27,14 @@ NO_CHANNEL = "they meet values that are no channels"
 class Labels:
     """Gives labels out, and remembers what is said of them until everything has been said."""
 
-    def __init__(self) -> None:
-        self.count = 1
+    def __init__(self, for_order: bool = False) -> None:
+        self.for_order, self.count = for_order, 1
         self._starts, self._owned = [0], [False]
         self._edges: list[np.ndarray] = []  # (2, n) each
         self._frozen: list[tuple[np.ndarray, str]] = []
         self._marks: dict[str, list[np.ndarray]] = defaultdict(list)
+        self._places: list[np.ndarray] = []  # (2, n) each: a label, and a place that it has
+        self._place_count = 0
 
     def new(self, n: int, owned: bool) -> Tensor:
         """n labels. owned: whether a tensor stands behind them, or a size that the graph spells out."""
@@ -58,6 +65,20 @@ class Labels:
         """Remember something of these labels, to be asked for by `marked`."""
         self._marks[what].append(_unique(ids))
 
+    def place(self, ids: Tensor, axes: Collection[int] = ()) -> None:
+        """Whatever has these labels can change places only with what is at the same place along these axes, too.
+
+        With no axes: only with what is here as well.
+        """
+        if not self.for_order:
+            return
+        labels = core(ids)
+        sizes = [n if axis in axes else 1 for axis, n in enumerate(labels.shape)]
+        places = torch.arange(math.prod(sizes)).reshape(sizes).expand(labels.shape)
+        pairs = np.stack([labels.flatten().numpy(), places.flatten().numpy() + self._place_count])
+        self._places.append(pairs[:, pairs[0] > 0])
+        self._place_count += math.prod(sizes)
+
     # *** once everything has been said ***
 
     def components(self) -> np.ndarray:
@@ -74,6 +95,16 @@ class Labels:
         found = np.zeros(self.count, bool)
         for ids in self._marks[what]:
             found[ids] = True
+        return found
+
+    def places(self, components: np.ndarray) -> np.ndarray:
+        """(number of components,) int64, the same for those that have the same places."""
+        found = np.zeros(int(components.max()) + 1, np.int64)
+        if self._places:
+            labels, places = np.concatenate(self._places, axis=1)
+            pairs = np.unique(components[labels].astype(np.int64) * self._place_count + places)
+            keys = np.random.default_rng(1).integers(1, 2**62, self._place_count)  # a set is known by its keys' sum
+            np.add.at(found, pairs // self._place_count, keys[pairs % self._place_count])
         return found
 
     def reasons(self, components: np.ndarray, but_for: Collection[str] = ()) -> dict[int, str]:

@@ -1,5 +1,6 @@
 """Rules of operators that move elements: they are run on the labels as they are on the data."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -172,6 +173,8 @@ def _run(tracer: Tracer, value: Value, function: Callable[[Tensor], Any]) -> Mad
 def _part(tracer: Tracer, value: Value, shape: Shape, facets: Iterable[Tensor]) -> Value:
     found = [settled(ids) for ids in facets]
     for ids in found:
+        if math.prod(shape) < math.prod(value.shape):
+            tracer.labels.place(ids)  # what comes next may be another thing for these than for the rest
         if not varying(ids):
             tracer.labels.freeze(ids, "one of them is taken out by its number")
     return _one_an_axis(tracer, Value(shape, tuple(ids for ids in found if varying(ids)), value.fixed))

@@ -7,7 +7,8 @@ Three functions say everything that the rules of single operators need:
     mix         something is taken over axes that cannot do without a single element of them
 
 A numbering over several axes (heads x what is in a head) stays as fine as it is until it meets one that does not vary
-along all of them. Then its leading axis alone is cut: heads go whole, and what is inside a head stays.
+along all of them. Then its leading axis alone is cut: heads go whole, and what is inside a head stays. Where an order
+is asked for, nothing is cut, and it stays fine; but what is inside a head can then change places only there.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -31,7 +32,9 @@ def join(labels: Labels, shape: Shape, values: Iterable[Value]) -> tuple[Tensor,
         for i, value in enumerate(values)
         for ids in value.facets
     ]
-    return tuple(_join_cluster(labels, shape, values, cluster) for cluster in _clusters(facets))
+    meet = _meet_in_order if labels.for_order else _join_cluster
+    made = (meet(labels, shape, values, cluster) for cluster in _clusters(facets))
+    return tuple(ids for ids in made if ids is not None)
 
 
 def contract(labels: Labels, shape: Shape, values: Sequence[Value], axes: Collection[int]) -> tuple[Tensor, ...]:
@@ -50,8 +53,9 @@ def mix(labels: Labels, facets: Iterable[Tensor], axes: Collection[int], reason:
     found = []
     for ids in facets:
         if varying(ids) & set(axes):
+            labels.place(ids, varying(ids) - set(axes))
             lead = leading(ids)
-            if lead in axes:
+            if labels.for_order or lead in axes:
                 labels.freeze(ids, reason)
             else:
                 ids = collapse(labels, ids, lead)
@@ -76,7 +80,8 @@ def _outside(labels: Labels, ids: Tensor, axes: Collection[int]) -> Tensor | Non
     """What is left of a facet after a sum; None where it lay along the summed axes."""
     if not varying(ids) & set(axes):
         return ids
-    if varying(ids) <= set(axes):
+    labels.place(ids, varying(ids) - set(axes))
+    if labels.for_order or varying(ids) <= set(axes):
         return None
     lead = leading(ids)
     found = collapse(labels, ids, lead)
@@ -117,9 +122,7 @@ def _join_cluster(labels: Labels, shape: Shape, values: Sequence[Value], cluster
     axes = frozenset().union(*(facet.axes for facet in cluster))
     present = {facet.value for facet in cluster}
     strangers = [
-        axes & _extent(value.shape, shape, (axis for axis, n in enumerate(value.shape) if n > 1))
-        for i, value in enumerate(values)
-        if i not in present
+        axes & _extent(value.shape, shape, _long(value.shape)) for i, value in enumerate(values) if i not in present
     ]
     if len({facet.axes for facet in cluster}) == 1 and not any(strangers):
         return _one(labels, [facet.ids for facet in cluster])
@@ -131,6 +134,31 @@ def _join_cluster(labels: Labels, shape: Shape, values: Sequence[Value], cluster
     if any(lead in axes for axes in strangers):
         labels.freeze(joined, NO_CHANNEL)
     return joined
+
+
+def _meet_in_order(labels: Labels, shape: Shape, values: Sequence[Value], cluster: list[_Facet]) -> Tensor | None:
+    """Channels meet those at the same place, along whatever axes another value goes by; None where none are left."""
+    axes = frozenset().union(*(facet.axes for facet in cluster))
+    whole = [facet for facet in cluster if facet.axes == axes]
+    for facet in cluster:
+        if facet not in whole:
+            labels.freeze(facet.ids, WHOLE)
+    if not whole:
+        return None
+    joined = _one(labels, [facet.ids for facet in whole])
+    present = {facet.value for facet in whole}
+    strangers = axes & frozenset().union(
+        *(_extent(one.shape, shape, _long(one.shape)) for i, one in enumerate(values) if i not in present)
+    )
+    if strangers == axes:
+        labels.freeze(joined, NO_CHANNEL)
+    elif strangers:
+        labels.place(joined, strangers)
+    return joined
+
+
+def _long(shape: Shape) -> list[int]:
+    return [axis for axis, n in enumerate(shape) if n > 1]
 
 
 def _one(labels: Labels, facets: Sequence[Tensor]) -> Tensor:

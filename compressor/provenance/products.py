@@ -51,7 +51,7 @@ def _product(tracer: Tracer, x: Value, y: Value) -> Value:
 def _mark_heads(tracer: Tracer, facets: tuple[Tensor, ...], n_batch: int) -> None:
     """What two activations that are multiplied have in common along their batch axes are heads."""
     for ids in facets:
-        if varying(ids) and max(varying(ids)) < n_batch:
+        if varying(ids) and min(varying(ids)) < n_batch:
             tracer.labels.mark("heads", ids)
 
 

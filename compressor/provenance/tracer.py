@@ -1,5 +1,6 @@
 """The walk through a graph that follows every channel: stored axes are numbered, each operator's rule is applied."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -12,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import guarding_hint_or_throw, has_fr
 
 from compressor.errors import SourceError
 from compressor.provenance.closure import close
-from compressor.provenance.facets import Value, spread, varying
+from compressor.provenance.facets import Value, settled, spread, varying
 from compressor.provenance.labels import Labels
 from compressor.provenance.meeting import join, mix
 
@@ -45,10 +46,15 @@ class Owner:
 
 
 class Tracer:
-    """Values by node, and what their labels have met. Raises SourceError when a shape depends on data."""
+    """Values by node, and what their labels have met. Raises SourceError when a shape depends on data.
 
-    def __init__(self, module: fx.GraphModule, inputs: Sequence[Any], outputs: Sequence[Any]):
-        self.module, self.labels = module, Labels()
+    for_order: whether it is asked which channels can change places, instead of which can go.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, inputs: Sequence[Any], outputs: Sequence[Any], *, for_order: bool = False
+    ):
+        self.module, self.labels = module, Labels(for_order)
         self.values: dict[fx.Node, Made] = {}
         self.owners: dict[tuple[str, int], Owner] = {}
         self._names = _names(module)
@@ -57,7 +63,7 @@ class Tracer:
         self._outputs = outputs
         for node in module.graph.nodes:
             self.values[node] = self._made(node)
-        self.components: np.ndarray = close(self.labels, self._facets())
+        self.components: np.ndarray = self.labels.components() if for_order else close(self.labels, self._facets())
 
     def _facets(self) -> Iterable[Tensor]:
         for made in self.values.values():
@@ -163,6 +169,10 @@ class Tracer:
         if not port.is_state:
             return Value(shape)
         axes = [axis for axis in range(len(shape)) if axis not in port.dynamic]
+        if self.labels.for_order:
+            sizes = [n if axis in axes else 1 for axis, n in enumerate(shape)]
+            ids = self.labels.new(math.prod(sizes), owned=False).reshape(sizes)
+            return Value(shape, (settled(ids.expand(shape)),))
         return Value(shape, tuple(self._own(port.name, shape, axis, is_state=True) for axis in axes if shape[axis] > 1))
 
     def _stored(self, node: fx.Node) -> Made:
@@ -194,7 +204,9 @@ class Tracer:
                 self.freeze([value], f"the output {port.name} is made of them")
 
     def _end_state(self, port: Any, value: Value) -> None:
-        """A state goes out as it came in: heads may go, and what is inside of one stays."""
+        """A state goes out as it came in: heads may go, and what is inside of one stays, or changes places with it."""
+        if self.labels.for_order:
+            return
         value = self.mixed(value, port.dynamic, f"the state {port.name} varies along them")
         for ids in value.facets:
             if len(varying(ids)) > 1:

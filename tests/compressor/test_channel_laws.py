@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.channels.groups import find_groups
-from compressor.channels.permute import permute
+from compressor.channels.groups import find_groups, find_orders
+from compressor.channels.permute import permute, why_fixed
 from compressor.graph import Graph
 from tests.compressor.laws import CLOSE, check_the_law, some, unsettle
 from tests.compressor.tiny import graph_of, normal
@@ -182,16 +182,10 @@ def check(graph: Graph, seed: int) -> None:
     smaller = check_the_law(graph, some(find_groups(graph), share=0.4, seed=seed))
     if again := some(find_groups(smaller), share=0.4, seed=seed + 1):
         check_the_law(smaller, again)
-    orders = {group.name: torch.randperm(group.units) for group in find_groups(graph) if not group.frozen}
+    orders = {group.name: torch.randperm(group.units) for group in find_orders(graph) if not why_fixed(graph, group)}
     before = graph.run(graph.example)["y"]
-    permute(graph, {name: order for name, order in orders.items() if is_even(graph, name)})
+    permute(graph, orders)
     assert (graph.run(graph.example)["y"] - before).abs().max() < CLOSE
-
-
-def is_even(graph: Graph, name: str) -> bool:
-    """Whether every unit of a group owns as much of each tensor as every other."""
-    group = next(one for one in find_groups(graph) if one.name == name)
-    return all(len(one.owner[one.owner >= 0].bincount().unique()) == 1 for one in group.slices)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,6 +40,17 @@ def test_the_loss_is_said_in_its_unit_and_a_recipe_says_what_each_site_gives(mod
     assert len(set(given.values())) > 1
 
 
+def test_channels_that_a_recipe_puts_into_another_order_are_weighed_in_it_and_the_model_keeps_its_own(model):
+    before = {name: x.clone() for name, x in model.module.state_dict().items()}
+    text = 'export | sparsify{pattern=2:4,targets=["*t"],permute=%s}'
+    found = [sensitivity(model, text % permute).sites for permute in ("false", "true")]
+    plain, ordered = ({one.site: one.loss for one in sites} for sites in found)
+    assert list(plain) == list(ordered)
+    assert sum(ordered.values()) < 0.9 * sum(plain.values())
+    assert ordered["0.weight"] == pytest.approx(plain["0.weight"], rel=0.05)  # the model's inputs keep their order
+    assert all(torch.equal(x, before[name]) for name, x in model.module.state_dict().items())
+
+
 def test_what_is_not_pruning_is_refused(model):
     with pytest.raises(RecipeError, match="quantize does not tell what its changes cost") as caught:
         sensitivity(model, "export | quantize{kind=int8-dynamic}")

@@ -74,6 +74,7 @@ MODELS = {
     "gated mlp": (Gated, (6, 8)),
     "residual stream": (Stream, (6, 8)),
     "convolutions": (convolutions, (2, 4, 8, 8)),
+    "grouped heads": (lambda: attention(4, 2, width=32), (2, 5, 32)),
 }
 
 
@@ -126,6 +127,21 @@ def test_a_stream_is_ordered_for_all_that_read_it_and_what_is_inside_of_its_bloc
     }  # fmt: skip
 
 
+def test_every_head_has_an_order_of_its_own_and_query_heads_that_share_their_values_one_together():
+    graph = capture(attention(4, 2, width=32), 2, 5, 32)
+    o = next(site for site in graph.sites if site.name == "o.weight")
+    before = o.matrix()[0].clone()
+    done = reorder(graph, [o], P24, "magnitude", Context(), bias=False, damping=0.0)
+    assert (done.heads, [*done.orders]) == (2, ["v.weight", "v.weight#2"])
+    first, second = done.orders.values()
+    columns = torch.cat([first, 8 + first, 16 + second, 24 + second])
+    assert not torch.equal(first, second)
+    assert torch.equal(o.matrix()[0], before[:, columns])
+    lost = [lost_score(S.square(), torch.arange(32), 2, 4) for S in (before, o.matrix()[0])]
+    assert done.saved == {o: pytest.approx(1 - lost[1] / lost[0])}
+    assert "2 groups of channels have another order, 2 of them inside of a head;" in done.note(P24)
+
+
 def test_of_many_rows_some_say_which_order_is_good(monkeypatch):
     monkeypatch.setattr(module, "MOST_ROWS", 4)
     graph = capture(mlp(), 6, 8)
@@ -157,8 +173,8 @@ def kept(model: nn.Module, *shape: int, pattern: NM = P24) -> dict[str, str]:
     return dict(done.kept)
 
 
-def test_heads_keep_their_order_since_each_is_whole_groups_of_neighbours():
-    assert set(kept(attention(4, 2), 2, 5, 8).values()) == {"each owns several neighbours"}
+def test_heads_whose_size_is_no_multiple_of_four_keep_what_is_inside_of_them_in_order():
+    assert set(kept(attention(4, 2), 2, 5, 8).values()) == {"groups of 4 neighbours reach beyond them"}
 
 
 def test_a_flattened_image_keeps_its_order():
