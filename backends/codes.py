@@ -7,6 +7,7 @@ a convolution. Codes stay what they are then; their scales take the factor.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
@@ -14,38 +15,64 @@ from onnx_ir.tape import Tape
 from compressor.contractions import SCALE, Contraction
 from compressor.errors import InternalError
 from compressor.graph import Graph
+from compressor.quantization import largest_code
 
 
 @dataclass(frozen=True)
 class Coded:
-    """A weight's codes (m, d), int8, and their scales (m, n), float32, positive."""
+    """A weight's codes (m, d), int8, and their scales (m, n), positive: float32, or as the file has them."""
 
     codes: np.ndarray
     scale: np.ndarray
 
     def as_in(self, file: Contraction) -> "Coded":
-        """The same with each row's factor in the file. Raises InternalError when the file's rows are no such rows."""
-        written = file.along_last().astype(np.float32).reshape(self.codes.shape)
-        mine = self.codes * np.repeat(self.scale, self.codes.shape[1] // self.scale.shape[1], axis=1)
+        """The same with each row's factor in the file, and scales in the file's own type.
+
+        Raises InternalError when the file's rows are no such rows.
+        """
+        written, mine = file.along_last(), self.codes * self._spread(self.scale)
+        kind, written = written.dtype, written.astype(np.float32).reshape(mine.shape)
         energy = (mine * mine).sum(1)
         factor = (written * mine).sum(1) / np.where(energy > 0, energy, 1)
-        step = np.abs(factor[:, None] * self.scale).max(1)
-        if (np.abs(written - factor[:, None] * mine).max(1) > 0.01 * step + 1e-12).any():
-            raise InternalError(f"{file.site} has left its grid on its way into the file")
-        flips = np.where(factor < 0, -1, 1).astype(np.int8)[:, None]
         scale = np.abs(factor)[:, None] * self.scale
-        return Coded(self.codes * flips, np.where(scale > 0, scale, 1).astype(np.float32))
+        if (np.abs(written - factor[:, None] * mine).max(1) > _slack(kind, factor, scale.max(1))).any():
+            raise InternalError(f"{file.site} has left its grid on its way into the file")
+        codes = self.codes * np.sign(factor).astype(np.int8)[:, None]  # none are left of a row that became zero
+        return Coded(codes, np.where(scale > 0, scale, 1)).in_dtype(kind)
+
+    def in_dtype(self, dtype: np.dtype) -> "Coded":
+        """The same with scales of a floating type, and none below its normal numbers: runtimes may take it for zero.
+
+        A row of such a scale is rounded anew, to the fewer codes that the least normal number leaves it.
+        """
+        scale = normal(self.scale, dtype)
+        codes = np.rint(self.codes * self._spread(self.scale / scale.astype(np.float32)))
+        return Coded(codes.astype(np.int8), scale)
+
+    def _spread(self, x: np.ndarray) -> np.ndarray:
+        """What belongs to each group of columns (m, n), for each column (m, d)."""
+        return np.repeat(x, self.codes.shape[1] // x.shape[1], axis=1)
+
+
+def normal(scale: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Positive scales in a floating type, those below its least normal number raised to that."""
+    return np.maximum(scale, ml_dtypes.finfo(dtype).smallest_normal).astype(dtype)
+
+
+def _slack(dtype: np.dtype, factor: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """How far a row of a file (m,) may be from its codes: what its type rounds off weights, factors and products."""
+    kind = ml_dtypes.finfo(dtype)
+    absolute = 1e-12 + float(kind.smallest_subnormal) * (1 + np.abs(factor))
+    return (0.01 + 2 * largest_code(8) * float(kind.eps)) * step + absolute
 
 
 def coded(graph: Graph) -> dict[str, Coded]:
     """Every weight of the graph that lies on a grid."""
-    sites = {site.name: site for site in graph.sites}
-    found = {}
+    sites, found = {site.name for site in graph.sites}, {}
     for name, grid in graph.grids.items():
         if name not in sites:  # it is looked up (`embeddings`)
             continue
-        codes = grid.codes(sites[name].matrix())
-        found[name] = Coded(codes.flatten(0, 1).numpy(), grid.scale.flatten(0, 1).numpy())
+        found[name] = Coded(graph.codes(name).flatten(0, 1).numpy(), grid.scale.flatten(0, 1).numpy())
     return found
 
 

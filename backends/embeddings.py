@@ -4,11 +4,10 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from compressor.backends.codes import constant, look_up
+from compressor.backends.codes import Coded, constant, look_up
 from compressor.contractions import SCALE
 from compressor.graph import Graph
 from compressor.source import Stored
-from compressor.stored import stored as module_stored
 
 LOOKUP = "Gather"
 
@@ -22,10 +21,11 @@ def quantize(model: ir.Model, graph: Graph, *, whole: bool = False) -> None:
     for table in graph.orphans:
         if table.name not in graph.grids or table.name not in known:
             continue
-        grid, old = graph.grids[table.name], known[table.name]
-        W = module_stored(graph.module, table.name).detach().float()[None]  # (1, n, d)
-        codes = constant(model, f"{table.name}.codes", grid.codes(W)[0].numpy())
-        scale = constant(model, f"{table.name}{SCALE}", grid.scale.float()[0, :, 0].numpy())
+        old = known[table.name]
+        made = Coded(graph.codes(table.name)[0].numpy(), graph.grids[table.name].scale[0].float().numpy())
+        made = made.in_dtype((old.dtype or ir.DataType.FLOAT).numpy())
+        codes = constant(model, f"{table.name}.codes", made.codes)
+        scale = constant(model, f"{table.name}{SCALE}", made.scale[:, 0])
         for node, _ in list(old.uses()):
             look_up(model, node, codes, scale, whole=whole)
         RemoveUnusedNodesPass()(model)

@@ -16,7 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnx_ir.tape import Tape
 
 from compressor.backends import embeddings
-from compressor.backends.codes import Coded, coded, constant, reads_rows, store, take_names, take_place
+from compressor.backends.codes import Coded, coded, constant, normal, reads_rows, store, take_names, take_place
 from compressor.contractions import Contraction, contractions
 from compressor.errors import InternalError
 from compressor.graph import Graph
@@ -96,7 +96,8 @@ def _activation(model: ir.Model, node: ir.Node, how: Rounding, signed: bool) -> 
     [old], x = node.outputs, node.inputs[0]
     kind = np.int8 if signed else np.uint8
     tape = Tape()
-    scale = constant(model, f"{old.name}.scale", np.array(how.scale, np.float32))
+    dtype = (x.dtype if x is not None and x.dtype else ir.DataType.FLOAT).numpy()
+    scale = constant(model, f"{old.name}.scale", normal(np.array(how.scale, np.float32), dtype))
     zero = constant(model, f"{old.name}.zero", np.array(0 if signed else how.zero, kind))
     y = tape.op("DequantizeLinear", [tape.op("QuantizeLinear", [x, scale, zero]), scale, zero])
     take_place(model, node, tape, y)

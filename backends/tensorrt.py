@@ -26,7 +26,7 @@ class TensorRT:
     """`--backend tensorrt`: an engine for this machine's GPU; without one, all that a GPU host needs to build it."""
 
     name = "tensorrt"
-    quantizes: Mapping[str, Kernels] = {"int8": Kernels(largest=127, is_symmetric=True)}
+    quantizes: Mapping[str, Kernels] = {"int8": Kernels(largest=127, is_symmetric=True, dtypes=("float16", "float32"))}
     package = "tensorrt"
     program = "TensorRT"
     needs_device = True

@@ -121,13 +121,19 @@ def _check_quantization(backend: Backend, kind: str, recipe: Recipe) -> None:
         raise BackendError(
             f"backend {recipe.backend!r} has no {kind} kernels", found=f"it has {known}", hint="--backend onnxruntime"
         )
-    if recipe.dtype not in (AUTO, "float32"):
-        raise BackendError(f"{kind} weights are multiplied in float32, not {recipe.dtype}", hint="no --dtype")
+    beside = backend.quantizes[kind].dtypes
+    if recipe.dtype not in (AUTO, *beside):
+        raise BackendError(
+            f"backend {recipe.backend!r} has no kernels that make {recipe.dtype} of {kind} codes",
+            found=f"what they make is {' or '.join(beside)}",
+            hint="no --dtype",
+        )
 
 
 def settle(recipe: Recipe, backend: Backend) -> Recipe:
-    """The recipe with the backend's choice where it leaves one; codes are made of float32."""
+    """The recipe with the backend's choice where it leaves one; beside codes, its kernels decide."""
     if recipe.dtype != AUTO:
         return recipe
-    is_quantized = any(one.name == "quantize" for one in recipe.passes)
-    return dataclasses.replace(recipe, dtype="float32" if is_quantized else backend.dtypes()[0])
+    kinds = [one.kind for one in recipe.passes if one.name == "quantize"]  # type: ignore[attr-defined]
+    choices = backend.quantizes[kinds[-1]].dtypes if kinds else backend.dtypes()
+    return dataclasses.replace(recipe, dtype=choices[0])

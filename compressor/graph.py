@@ -23,6 +23,7 @@ from compressor.orphans import Orphan, find_orphans
 from compressor.provenance import Tracer
 from compressor.quantization import Grid, Point
 from compressor.sites import WeightSite, find_sites
+from compressor.stored import stored
 
 Feeds = Mapping[str, Tensor]  # input name -> tensor
 Run = Callable[[Feeds], dict[str, Tensor]]  # one call of a graph, or of a runtime's session
@@ -58,6 +59,7 @@ class Graph:
         self._changes: list[Callable[[Graph], None]] = []
         self.grids: dict[str, Grid] = {}  # of the weights that were quantized, by name
         self.points: list[Point] = []  # the activations that are rounded, in order
+        self._codes: dict[str, Tensor] = {}  # of a capture whose own weights are too short to tell them
 
     @cached_property
     def sites(self) -> list[WeightSite]:
@@ -110,11 +112,21 @@ class Graph:
         """To be called by what has changed the structure: how to do the same to another capture of the model."""
         self._changes.append(again)
 
+    def codes(self, name: str) -> Tensor:
+        """The codes of a weight that lies on a grid (groups, m, d), int8. Raises InternalError when it has left it."""
+        if name in self._codes:
+            return self._codes[name]
+        site = next((site for site in self.sites if site.name == name), None)
+        W = site.matrix() if site else stored(self.module, name).detach().float()[None]  # looked up: (1, n, d)
+        return self.grids[name].codes(W)
+
     def repeat_on(self, other: "Graph") -> None:
         """Change another capture of the same model, in any dtype, as this one was, and give it this one's weights.
 
-        Does nothing where only values have changed, which captures of one model share.
+        Codes are handed on as they are: half precision rounds code times scale by up to a sixteenth of a code. Nothing
+        else is done where only values have changed, which captures of one model share.
         """
+        other.grids, other._codes = dict(self.grids), {name: self.codes(name) for name in self.grids}
         if not self._changes:
             return
         for again in self._changes:

@@ -28,11 +28,13 @@ class Kernels:
 
     largest: magnitude of a weight's code. is_symmetric: whether zero is the middle code of each activation.
     rounds_outputs: whether a convolution's output is rounded too, without which its kernel is not taken.
+    dtypes: what scales and all that is not codes may be, the runtime's first choice first.
     """
 
     largest: int = SAFE
     is_symmetric: bool = False
     rounds_outputs: bool = False
+    dtypes: tuple[str, ...] = ("float32",)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """A graph whose activations are rounded to 8 bits, the same without, and the operator that rounds."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from compressor.quantization import Point, largest_code
 
 def round_activations(graph: Graph, points: Iterable[Point]) -> None:
     """Put the roundings into the graph, and remember them. Raises InternalError when it has no such nodes."""
+    points = list(points)
     nodes = {node.name: node for node in graph.module.graph.nodes}
     for point in points:
-        if not {point.value, *point.readers} <= nodes.keys():
+        if point.value not in nodes or not all(_reads(nodes, reader, point.value) for reader in point.readers):
             raise InternalError(f"there is no {point.value} that {', '.join(point.readers)} reads")
         value, how = nodes[point.value], point.rounding
         with graph.module.graph.inserting_after(value):
@@ -27,6 +28,12 @@ def round_activations(graph: Graph, points: Iterable[Point]) -> None:
             nodes[reader].replace_input_with(value, rounded)
         graph.points.append(point)
     graph.restructured()
+    if points:
+        graph.changed(lambda other: round_activations(other, points))
+
+
+def _reads(nodes: Mapping[str, fx.Node], reader: str, value: str) -> bool:
+    return reader in nodes and nodes[value] in nodes[reader].all_input_nodes
 
 
 def unrounded(graph: Graph) -> Run:
@@ -56,6 +63,7 @@ def round_activation(x: Tensor, kind: str, scale: float, zero: int, group: int) 
     """x, rounded as a `Rounding` of these fields says."""
     values = x.float()
     if kind == "static":
+        scale = _stored(scale, x.dtype)
         rounded = scale * ((values / scale).round().add(zero).clamp(0, 255) - zero)
     elif kind == "tensor":
         rounded = _round_tensor(values)
@@ -67,6 +75,11 @@ def round_activation(x: Tensor, kind: str, scale: float, zero: int, group: int) 
 @round_activation.register_fake
 def _(x: Tensor, kind: str, scale: float, zero: int, group: int) -> Tensor:
     return torch.empty_like(x)
+
+
+def _stored(scale: float, dtype: torch.dtype) -> float:
+    """A scale as files hold it: of the type of what it scales, and a normal number there."""
+    return float(torch.tensor(max(scale, torch.finfo(dtype).smallest_normal), dtype=dtype))
 
 
 def _round_tensor(x: Tensor) -> Tensor:

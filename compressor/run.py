@@ -381,7 +381,10 @@ class Export:
             engine=engine,
             ran_in=proven.runs_in,
             timed_on=f"{engine.runtime}, GPU" if engine else "1 thread",
-            notes=(*(note for outcome in outcomes for note in outcome.notes), *filter(None, (self.saved,))),
+            notes=(
+                *(note for outcome in outcomes for note in outcome.notes),
+                *filter(None, (proving.in_codes(proven.sites, recipe.dtype), self.saved)),
+            ),
             costs=costs,
             exhibits=proven.exhibits,
             unquantized=proven.unquantized,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
@@ -111,7 +112,8 @@ def _holds(site: WeightSite, row: Row, found: Stored) -> bool:
 
 
 def _is_positive(scale: Tensor) -> bool:
-    return bool((torch.isfinite(scale) & (scale > 0)).all())
+    """Whether all are normal numbers: a runtime may take the smaller ones of half precision for zero."""
+    return bool((torch.isfinite(scale) & (scale >= torch.finfo(scale.dtype).smallest_normal)).all())
 
 
 def most_nonzero(W: Tensor, m: int) -> int:
@@ -128,6 +130,13 @@ def observed_pattern(W: Tensor) -> str:
         if 0 < n < m:
             return f"{n}:{m}"
     return ""
+
+
+def in_codes(sites: Iterable[SiteRecord], dtype: str) -> str:
+    """How many weights are codes, and what all else is; "" where none are."""
+    found = Counter(site.dtype for site in sites if site.dtype.startswith("int"))
+    listed = ", ".join(f"{n} weight{'s' * (n != 1)} in {kind} codes" for kind, n in found.items())
+    return f"{listed}; all else is {dtype}" if listed else ""
 
 
 # *** parity ***

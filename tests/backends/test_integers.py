@@ -131,12 +131,28 @@ def test_four_bit_codes_pack_and_unpack():
 
 @pytest.mark.parametrize(
     ("settings", "found"),
-    [("backend=tensorrt", "has no int4 kernels"), ("dtype=float16", "multiplied in float32, not float16")],
+    [
+        ("backend=tensorrt", "has no int4 kernels"),
+        ("dtype=float16", "has no kernels that make float16 of int4 codes"),
+    ],
 )
 def test_a_runtime_without_kernels_refuses_before_anything_is_done(settings, found, tmp_path):
     with pytest.raises(BackendError, match=found):
         driver.export(None, f"export{{model=tiny-gpt2,{settings}}} | quantize{{kind=int4}}", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dtype"),
+    [
+        ("export{backend=tensorrt} | quantize{kind=int8}", "float16"),
+        ("export{backend=tensorrt,dtype=float32} | quantize{kind=int8}", "float32"),
+        ("export | quantize{kind=int8}", "float32"),
+    ],
+)
+def test_all_but_the_codes_is_what_the_kernels_make_of_them(recipe, dtype):
+    recipe = Recipe.parse(recipe)
+    assert driver.settle(recipe, driver.open_backend(recipe)).dtype == dtype
 
 
 def test_what_would_move_weights_off_their_grids_comes_first(tmp_path):

@@ -1,5 +1,6 @@
 """The real parser and builder, without a GPU: TensorRT for RTX on the zoo and on small graphs, and what it refuses."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from compressor.backends.tensorrt_build import write_spec
 from compressor.backends.tensorrt_child import Child, ask
 from compressor.engine import Engine, EngineBackend
 from compressor.errors import BackendError, BuildError, NoDeviceError, NotInstalledError, ParseError
+from compressor.onnx_file import read
 from compressor.pipeline import Context, parse_pass, run_pipeline
 from compressor.proof.parity import ROUNDED, difference
 from compressor.shapes import Range, choose_shapes
@@ -112,23 +114,29 @@ HEADED = Compute(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("outputs", ["auto", "all"])
+@pytest.mark.parametrize(("outputs", "dtype"), [("auto", "float16"), ("all", "float16"), ("all", "float32")])
 @pytest.mark.parametrize(("net", "shape"), [(Residual(), (2, 3, 17, 17)), (HEADED, (4, 32))], ids=["conv", "tied head"])
-def test_quantized_graphs_are_sparse_on_their_codes_and_build(net, shape, outputs, tmp_path):
-    torch.manual_seed(0)
-    graph = graph_of(net, torch.randn(shape))
+def test_quantized_graphs_are_sparse_on_their_codes_and_build(net, shape, outputs, dtype, tmp_path):
+    graph = graph_of(copy.deepcopy(net), torch.randn(shape))
     batches = [{"x0": torch.randn(shape)} for _ in range(4)]
     passes = [
         "sparsify{pattern=2:4,method=magnitude,refit=0}",
         f"quantize{{kind=int8,embeddings=true,outputs={outputs}}}",
     ]
     run_pipeline(graph, list(map(parse_pass, passes)), Context(lambda n: batches, kernels=backend.quantizes))
+    kind = getattr(torch, dtype)
+    if dtype != "float32":
+        half = graph_of(copy.deepcopy(net).to(kind), torch.randn(shape).to(kind))
+        graph.repeat_on(half)
+        graph = half
     backend.build(graph, tmp_path)
-    assert {one.dtype for one in backend.stored(tmp_path).values()} == {"int8"}
+    assert {(one.dtype, one.scale.dtype) for one in backend.stored(tmp_path).values()} == {("int8", kind)}
+    types = {value.dtype.name for value in read(tmp_path / "model.onnx").graph.initializers.values()}
+    assert types - {"INT64", "BOOL"} == {"INT8", {"float32": "FLOAT", "float16": "FLOAT16"}[dtype]}
     assert [one.dtype for one in backend.check(tmp_path / "model.onnx") if one.is_eligible] == (
         ["int8", "int8"] if net is not HEADED else ["int8"]
     )
-    assert difference(graph.run, OnnxRuntime(exact=True).open(tmp_path), {"x0": torch.randn(shape)}) < ROUNDED
+    assert difference(graph.run, OnnxRuntime(exact=True).open(tmp_path), {"x0": torch.randn(shape).to(kind)}) < ROUNDED
     if backend.probe().version:
         write_spec("tensorrt-rtx", tmp_path, {"batch": (1, 4, 8)})
         assert backend.build_engine(tmp_path).is_built

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import registry
+from compressor import onnx_file, registry
 from compressor.backends.onnxruntime import OnnxRuntime
 from compressor.backends.tensorrt import TensorRT, TensorRTRTX
 from compressor.cli import entry
@@ -176,6 +176,23 @@ def test_tensorrt_for_rtx_builds_the_engine_and_says_that_it_has_not_run(tmp_pat
     built = building.build(tmp_path / "out")
     assert built.engine.is_built
     assert not built
+
+
+@rtx
+@without_gpu
+@pytest.mark.slow
+def test_a_pruned_and_quantized_model_is_built_in_half_precision_around_its_codes(tmp_path):
+    recipe = f"export{{model=tiny-gpt2,backend=tensorrt-rtx,samples=4}} | {PRUNE} | quantize{{kind=int8,samples=4}}"
+    report = export(None, recipe, output=tmp_path / "out")
+    assert [one.name for one in report.promises if not one.met] == [RAN]
+    assert report.engine is not None
+    assert report.engine.is_built
+    assert (report.dtype, report.ran_in) == ("float16", "onnxruntime")
+    assert "16 weights in int8 codes; all else is float16" in report.notes
+    codes = [site for site in report.sites if site.status == "changed"]
+    assert {(site.dtype, site.found, site.verdict.partition(";")[0]) for site in codes} == {("int8", "2:4", "eligible")}
+    stored = onnx_file.read(tmp_path / "out" / "model.onnx").graph.initializers.values()
+    assert {value.dtype.name for value in stored if value.dtype} == {"FLOAT16", "INT8", "INT64", "BOOL"}
 
 
 @without_gpu

@@ -90,6 +90,8 @@ def test_where_activations_are_rounded_what_rounding_changes_is_allowed(shift, a
     workloads = [{"x": 1.0}, {"x": 2.0}]
     assert tolerance(rounded, workloads, "float32", unrounded) == pytest.approx(allowed)
     assert tolerance(rounded, workloads, "float32") == TOLERANCE["float32"]
+    if shift:
+        assert tolerance(rounded, workloads, "float16", unrounded) == pytest.approx(2 * allowed)
 
 
 @pytest.mark.parametrize(("allowed", "text"), [(1e-4, "1e-04"), (0.163, "1.6e-01")])

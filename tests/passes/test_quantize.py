@@ -133,8 +133,25 @@ def test_ensures_sees_a_weight_that_left_its_grid():
 
 
 def test_a_point_names_nodes_that_are_there():
+    graph = graph_of(nn.Linear(4, 4), normal(2, 4))
     with pytest.raises(InternalError, match="there is no nothing"):
-        round_activations(graph_of(nn.Linear(4, 4), normal(2, 4)), [Point("nothing", (), Rounding("tensor"))])
+        round_activations(graph, [Point("nothing", (), Rounding("tensor"))])
+    with pytest.raises(InternalError, match="there is no linear that x0 reads"):
+        round_activations(graph, [Point("linear", ("x0",), Rounding("tensor"))])
+    assert not graph.points
+
+
+@pytest.mark.parametrize("text", [EIGHT, FOUR, "quantize{kind=int8,sweeps=0}"])
+def test_a_capture_in_half_precision_gets_the_same_codes_and_roundings(text):
+    graph, half = (graph_of(linear().to(kind), normal(4, 32).to(kind)) for kind in (torch.float32, torch.float16))
+    quantized(graph, text.replace("}", ",targets=[0.weight]}"))
+    graph.repeat_on(half)
+    assert torch.equal(half.codes("0.weight"), graph.codes("0.weight"))
+    assert half.points == graph.points != []
+    feeds = {"x0": normal(4, 32)}
+    given = {"x0": feeds["x0"].half()}
+    gap = difference(graph.run, lambda _: {"y": half.run(given)["y"].float()}, feeds)
+    assert gap < 0.2 * difference(unrounded(graph), graph.run, feeds) + 2e-3
 
 
 def test_ranges_are_measured_on_a_model_whose_caches_have_become_smaller():
