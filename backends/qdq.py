@@ -58,11 +58,15 @@ def _weight(model: ir.Model, one: Contraction, weight: Coded, signed: bool) -> N
     codes, scale = store(model, one, weight, whole=signed)
     tape, node = Tape(), one.node
     transposed = bool(node.attributes.get_int("transB", 0))
-    is_rows = one.op == "Conv" or transposed
-    if one.op != "Conv" and reads_rows(one) != transposed:
-        codes = tape.op("Transpose", [codes], {"perm": [1, 0]})
     zero = _zeros(model, len(weight.scale), np.int8)
-    node.replace_input_with(1, tape.op("DequantizeLinear", [codes, scale, zero], {"axis": 0 if is_rows else 1}))
+    turn = one.op != "Conv" and reads_rows(one) != transposed
+    # TensorRT takes stored codes nowhere but before DequantizeLinear: those that an embedding shares are turned after it.
+    late = turn and signed and any(user.op_type == "DequantizeLinear" for user, _ in codes.uses())
+    if turn and not late:
+        codes = tape.op("Transpose", [codes], {"perm": [1, 0]})
+    is_rows = one.op == "Conv" or transposed != late
+    made = tape.op("DequantizeLinear", [codes, scale, zero], {"axis": 0 if is_rows else 1})
+    node.replace_input_with(1, tape.op("Transpose", [made], {"perm": [1, 0]}) if late else made)
     model.graph.insert_before(node, tape.nodes)
 
 

@@ -131,8 +131,11 @@ def test_quantized_graphs_are_sparse_on_their_codes_and_build(net, shape, output
         graph = half
     backend.build(graph, tmp_path)
     assert {(one.dtype, one.scale.dtype) for one in backend.stored(tmp_path).values()} == {("int8", kind)}
-    types = {value.dtype.name for value in read(tmp_path / "model.onnx").graph.initializers.values()}
+    weights = read(tmp_path / "model.onnx").graph.initializers
+    types = {value.dtype.name for value in weights.values()}
     assert types - {"INT64", "BOOL"} == {"INT8", {"float32": "FLOAT", "float16": "FLOAT16"}[dtype]}
+    if net is HEADED:
+        assert [name for name, one in weights.items() if one.const_value.size >= 64 * 32] == ["e.weight"], "once"
     assert [one.dtype for one in backend.check(tmp_path / "model.onnx") if one.is_eligible] == (
         ["int8", "int8"] if net is not HEADED else ["int8"]
     )
