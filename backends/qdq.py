@@ -60,7 +60,7 @@ def _weight(model: ir.Model, one: Contraction, weight: Coded, signed: bool) -> N
     transposed = bool(node.attributes.get_int("transB", 0))
     zero = _zeros(model, len(weight.scale), np.int8)
     turn = one.op != "Conv" and reads_rows(one) != transposed
-    # TensorRT takes stored codes nowhere but before DequantizeLinear: those that an embedding shares are turned after it.
+    # TensorRT takes stored codes before DequantizeLinear alone: those that an embedding shares are turned after it.
     late = turn and signed and any(user.op_type == "DequantizeLinear" for user, _ in codes.uses())
     if turn and not late:
         codes = tape.op("Transpose", [codes], {"perm": [1, 0]})
