@@ -123,7 +123,7 @@ def calibrate(
         raise DataError(
             "one calibration batch cannot be both learned from and held out",
             found=f"{len(next(iter(batches[0].values())))} samples in one batch" if batches else "no samples",
-            hint="more --calibration-samples, or no --match auto, --batchnorm or --reconstruct",
+            hint="more calibration samples, or match, batchnorm and reconstruct that ask none: pruned, off and 0",
         )
     streams = _Streams(graph, batches, beside, cross, held_out(len(batches)) if hold_out else ())
     with progress.task("calibrating", total=(2 * len(parts) - 1) * len(batches)) as step:

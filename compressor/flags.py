@@ -6,7 +6,7 @@ A flag sets one option of one pass, or of the recipe itself. A new option of a p
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -332,7 +332,7 @@ def make_recipe(file: Path | None, model: str | None, preset: str | None, flags:
     made = made.with_settings(_settings(given) | ({"model": model} if model is not None else {}))
     asked = _passes(given)
     for name, options in asked.items():
-        _check_complete(made, name, options)
+        _check_complete(made, name, options, asked)
     for name, options in _with_preset(preset, asked, [one.name for one in made.passes]).items():
         made = made.with_pass(name, options)
     if not made.model:
@@ -374,8 +374,8 @@ def _with_preset(
     return found
 
 
-def _check_complete(made: "Recipe", name: str, options: Iterable[str]) -> None:
-    """Raise RecipeError when flags say how, and none says what."""
+def _check_complete(made: "Recipe", name: str, options: Mapping[str, Any], asked: Iterable[str]) -> None:
+    """Raise RecipeError when flags say how, and none says what. asked: the passes that flags speak of."""
     from compressor.errors import RecipeError
     from compressor.registry import load
     from compressor.spec import required
@@ -384,6 +384,21 @@ def _check_complete(made: "Recipe", name: str, options: Iterable[str]) -> None:
     missing = [field for field in required(load("passes", name)) if field not in options]
     if not missing or any(one.name == name for one in made.passes):
         return
-    given = ", ".join(flags[field].spelled[0] for field in options)
+    given = ", ".join(_typed(flags[field], value) for field, value in options.items())
     needed = flags[missing[0]]
-    raise RecipeError(f"{given} cannot stand without {needed.spelled[0]}", hint=needed.example or None)
+    others = {*asked, *(one.name for one in made.passes)} - {name}
+    hint = ", or ".join(filter(None, (_meant(options, others), needed.example)))
+    raise RecipeError(f"{given} cannot stand without {needed.spelled[0]}", hint=hint or None)
+
+
+def _meant(options: Mapping[str, Any], others: Collection[str]) -> str:
+    """The flags of other passes for options of the same names: `--channels-samples (for --channels)`."""
+    heads = {flag.owner: flag.spelled[0] for flag in FLAGS if flag.example}
+    meant = [flag for flag in FLAGS if flag.owner in others and flag.field in options and not flag.example]
+    return ", ".join(f"{_typed(flag, options[flag.field])} (for {heads[flag.owner]})" for flag in meant)
+
+
+def _typed(flag: Flag, value: Any) -> str:
+    """`--bias`, or `--no-bias` where it is switched off."""
+    on, _, off = flag.spelled[0].partition("/")
+    return off if off and value is False else on

@@ -91,6 +91,7 @@ class Pass(Protocol):
 
     samples: how many calibration samples it uses; needs_data: whether it uses any.
     needs_dense: whether it reads the model as it was before the first pass (`Context.dense`).
+    A pass that can do without data may say with which flags, as `without_data`.
     """
 
     name: ClassVar[str]

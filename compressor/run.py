@@ -22,7 +22,7 @@ from compressor.artifact import folder_size
 from compressor.back_off import back_off, check_back_off
 from compressor.cache import Cache
 from compressor.engine import Engine, EngineBackend
-from compressor.errors import BackendError, RecipeError
+from compressor.errors import BackendError, DataError, RecipeError
 from compressor.fingerprint import model_digest, score_key
 from compressor.graph import Feeds, Graph, Run
 from compressor.onnx_file import MODEL_FILE
@@ -131,7 +131,7 @@ class Export:
                 hint="--data with labels, or no --max-drop",
             )
         if any(one.needs_data for one in self.recipe.passes):
-            self.calibration = self.source.calibration_description
+            self.calibration = calibrated_on(self.source, self.recipe)
         check_training(self.recipe, self._training)
         return evaluation
 
@@ -403,6 +403,17 @@ class Export:
         yield
         self.seconds[name] = time.perf_counter() - start
         debugging.note(debugging.STEPS, f"{name}: {self.seconds[name]:.2f} s")
+
+
+def calibrated_on(source: Source, recipe: Recipe) -> str:
+    """What calibrates. Raises DataError when nothing can, with the flags by which these passes would need nothing."""
+    try:
+        return source.calibration_description
+    except DataError as error:
+        without = [getattr(one, "without_data", "") for one in recipe.passes if one.needs_data]
+        if not error.hint or not all(without):
+            raise
+        raise DataError(error.what, error.found, f"{error.hint}, or {' '.join(without)}") from None
 
 
 def check_training(recipe: Recipe, training: Callable[[int | None], Training]) -> None:

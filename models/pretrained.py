@@ -98,7 +98,7 @@ class Pretrained(ABC):
             raise DataError(
                 f"{self.name} needs images to calibrate and to be scored on",
                 found="no --data",
-                hint="--data FOLDER with train and test, or --method magnitude --refit 0",
+                hint="--data FOLDER with train and test",
             )
         # Prose serves any language model better than noise; the report says which text it was.
         own = open_data(zoo.folder("tiny-gpt2") / "data", kind="text")

@@ -136,7 +136,7 @@ class ModuleSource:
             raise DataError(
                 f"{self.name} brings no calibration data",
                 found="no --data",
-                hint="--data FOLDER with images, Model(..., calibration=[...]), or --method magnitude --refit 0",
+                hint="--data FOLDER with images, or Model(..., calibration=[...])",
             )
         if self.model.prepare is None:
             raise DataError(

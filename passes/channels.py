@@ -60,6 +60,7 @@ class Channels:
 
     name: ClassVar[str] = "channels"
     needs_dense: ClassVar[bool] = False
+    without_data: ClassVar[str] = "--channels-importance magnitude --no-channels-refit"
 
     amount: str
     target: str = CHANNELS

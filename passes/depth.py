@@ -69,10 +69,11 @@ class Depth:
             check_glob(glob, [block.name for block in blocks], "block")
         chosen = [block for block in blocks if is_named(block.name, self.targets, self.ignore)]
         if len(chosen) <= self.blocks:
+            count = f"{self.blocks} block{'s' * (self.blocks > 1)}"
             raise RecipeError(
-                f"{self.blocks} blocks cannot be left out",
-                found=f"{len(chosen)} blocks that may be, one of which has to stay",
-                hint=HINT,
+                f"{count} cannot be left out",
+                found=f"{len(chosen)} that may be, one of which has to stay",
+                hint=f"--depth {len(chosen) - 1}" if len(chosen) > 1 else "--channels 0.5, which asks for no blocks",
             )
         return chosen
 

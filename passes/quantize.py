@@ -59,6 +59,7 @@ class Quantize:
 
     name: ClassVar[str] = "quantize"
     needs_dense: ClassVar[bool] = False
+    without_data: ClassVar[str] = "--quantize int8-dynamic --sweeps 0"
 
     kind: str
     ranges: str = "mse"

@@ -70,6 +70,7 @@ class Sparsify:
 
     name: ClassVar[str] = "sparsify"
     needs_dense: ClassVar[bool] = False
+    without_data: ClassVar[str] = "--method magnitude --refit 0"
 
     pattern: str
     method: str = "auto"

@@ -85,10 +85,17 @@ def _shown(site: SiteRecord, verbose: bool) -> str:
 def _pattern_cell(site: SiteRecord) -> Text:
     if site.holds is not None:
         mark, color = MARK[site.holds]
-        return Text.assemble(site.asked or "smaller", " ", (mark, color))
+        return Text.assemble(_change(site), " " if _change(site) else "", (mark, color))
     if site.status == "changed":
-        return Text(site.asked or ("smaller" if site.shape else "gone"))
+        return Text(_change(site))
     return Text(site.found or ("refused" if site.status == "refused" else "dense"), style="dim")
+
+
+def _change(site: SiteRecord) -> str:
+    """What became of its values and its shape; "" where only its type is another."""
+    if site.asked or not site.shape:
+        return site.asked or "gone"
+    return "" if site.dtype.startswith("int") and site.dense_shape is None else "smaller"
 
 
 def _sparse_cell(site: SiteRecord) -> str:

@@ -14,7 +14,7 @@ from compressor.progress import QUIET, Progress
 from compressor.proof.proving import site_records
 from compressor.proof.report import SiteRecord, as_json
 from compressor.recipe import Recipe
-from compressor.run import check_training, engine_shapes
+from compressor.run import calibrated_on, check_training, engine_shapes
 from compressor.source import Backend
 
 
@@ -61,13 +61,17 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
     engine_shapes(backend, source, recipe, graph)
     rows = [row for one in recipe.passes for row in one.plan(graph)]
     changed = {row.site for row in rows if row.status == "changed"}
-    sites = [dataclasses.replace(site, holds=None, where="") for site in site_records(graph, rows, {})]
+    types = {row.site: row.dtype for row in rows if row.dtype}
+    sites = [
+        dataclasses.replace(site, holds=None, where="", dtype=types.get(site.name, ""))
+        for site in site_records(graph, rows, {})
+    ]
     evaluation = source.evaluation(recipe.samples)
     check_training(recipe, source.training)
     learners = [one for one in recipe.passes if isinstance(one, Learner)]
     cost, calibration = None, "none is needed"
     if any(one.needs_data for one in recipe.passes):
-        n = max(one.samples for one in recipe.passes)
+        described, n = calibrated_on(source, recipe), max(one.samples for one in recipe.passes)
         progress.say("measure a few calibration samples")
         sites_changed = [site for site in graph.sites if site.name in changed]
         n_back = max((one.gradient_samples for one in recipe.passes if isinstance(one, Weigher)), default=0)
@@ -75,7 +79,7 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
         # A step of Adam takes a batch, whatever its size.
         few = WHOLE_BATCH if any(one.steps for one in efforts) else SAMPLE
         cost = estimate(graph, sites_changed, source.calibration(min(n, few))[0], n, min(n, n_back), efforts)
-        calibration = f"up to {n} samples from {source.calibration_description}"
+        calibration = f"up to {n} samples from {described}"
     return Plan(
         recipe.model or source.name,
         source.origin,
@@ -91,10 +95,16 @@ def plan(model: Any, recipe: Recipe | str | None = None, *, progress: Progress =
 
 
 def _gain(backend: Backend, rows: Sequence[Row]) -> str:
-    """What the last pattern that is asked for brings, or fewer channels do."""
+    """What the last pattern that is asked for brings, and fewer channels and codes do."""
     asked = [row.asked for row in rows if row.asked]
-    if asked:
-        return backend.gain(asked[-1])
-    if any(row.shapes for row in rows):
-        return "fewer channels are fewer operations and less memory, whatever the hardware"
-    return "a dense model: nothing to gain but the runtime itself"
+    types = " and ".join(sorted({row.dtype for row in rows if row.dtype}))
+    gains = [
+        "fewer channels are fewer operations and less memory, whatever the hardware." if _shrinks(rows) else "",
+        f"weights in {types} are fewer bytes, multiplied by kernels for codes." if types else "",
+        backend.gain(asked[-1]) if asked else "",
+    ]
+    return " ".join(filter(None, gains)) or "a dense model: nothing to gain but the runtime itself"
+
+
+def _shrinks(rows: Sequence[Row]) -> bool:
+    return any(row.shapes for row in rows)

@@ -86,6 +86,23 @@ def test_how_without_what_says_what_to_type():
     assert caught.value.hint == "--sparsity 2:4, or --sparsity 0.5"
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ({"channels": "0.5", "calibration_samples": 8}, "--channels-samples (for --channels), or --sparsity 2:4"),
+        ({"channels": "0.5", "bias": False}, "--no-channels-bias (for --channels), or --sparsity 2:4"),
+        ({"quantize": "int8", "damping": 0.1}, "--quantize-damping (for --quantize), or --sparsity 2:4"),
+        ({"depth": 1, "targets": ["a"]}, "--depth-targets (for --depth), or --sparsity 2:4"),
+        ({"sparsity": "2:4", "channels_refit": True}, "--refit (for --sparsity), or --channels 0.5"),
+        ({"recover": "distill", "method": "wanda"}, "--sparsity 2:4"),
+    ],
+)
+def test_a_flag_of_another_pass_names_the_one_that_was_meant(given, hint):
+    with pytest.raises(RecipeError, match="cannot stand without") as caught:
+        made(**given)
+    assert caught.value.hint.startswith(hint)
+
+
 # *** several values ***
 
 

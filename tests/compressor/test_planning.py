@@ -203,3 +203,11 @@ def test_a_plan_is_json(recurrent):
     ]  # fmt: skip
     assert loaded["sites"][0]["asked"] == "2:4"
     assert loaded["sites"][0]["holds"] is None
+
+
+def test_codes_are_foretold_with_their_type_and_what_they_gain():
+    torch.manual_seed(0)
+    found = plan((nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(2, 8)),
+                 "export | quantize{kind=int8-dynamic,sweeps=0}")  # fmt: skip
+    assert [(site.dtype, site.asked) for site in found.sites] == [("int8", ""), ("int8", "")]
+    assert found.gain == "weights in int8 are fewer bytes, multiplied by kernels for codes."

@@ -58,8 +58,9 @@ def test_blocks_that_are_ignored_stay():
 
 def test_one_block_stays_and_a_model_without_any_is_refused():
     for graph, n in ((tower(), 4), (graph_of(nn.Linear(8, 4), normal(3, 8)), 1)):
-        with pytest.raises(RecipeError, match=f"{n} blocks cannot be left out"):
+        with pytest.raises(RecipeError, match=f"{n} blocks? cannot be left out") as refused:
             Depth(n).plan(graph)
+        assert refused.value.hint == ("--depth 3" if n == 4 else "--channels 0.5, which asks for no blocks")
     with pytest.raises(RecipeError, match="must be at least 1"):
         Depth(0)
 
