@@ -1,14 +1,17 @@
 """How tables look in a terminal: no lines, the first column to the left and figures to the right."""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 INDENT = "  "
+PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold", "padding": (0, 2, 0, 0)}
 
 
 class Name:
@@ -28,11 +31,39 @@ class Name:
 
 
 class _Rows(Table):
-    """A table whose rows begin with a name."""
+    """A table whose rows begin with a name, which gets a line of its own where the figures leave it no room."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         named = [Name(cell) if at == 0 and isinstance(cell, str) and cell else cell for at, cell in enumerate(cells)]
         super().add_row(*named, **options)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if not self.columns:
+            return
+        names, figures = list(self.columns[0].cells), self._figures()
+        if not self._is_crowded(names, options.max_width - Measurement.get(console, options, figures).maximum):
+            yield from super().__rich_console__(console, options)
+            return
+        lines = console.render_lines(figures, options.update(width=options.max_width - len(INDENT)), pad=False)
+        if len(lines) != 1 + len(names):  # figures that need more than a line each
+            yield from super().__rich_console__(console, options)
+            return
+        for name, line in zip((Text(str(self.columns[0].header), style="bold"), *names), lines, strict=True):
+            yield from (name, Segment(INDENT), *line, Segment.line())
+
+    def _figures(self) -> Table:
+        """Every column but the first."""
+        made = Table(**PLAIN)
+        for column in self.columns[1:]:
+            made.add_column(column.header, overflow="fold", justify=column.justify)
+        for cells in zip(*(column.cells for column in self.columns[1:]), strict=True):
+            made.add_row(*cells)
+        return made
+
+    @staticmethod
+    def _is_crowded(names: Sequence[Any], room: int) -> bool:
+        """Whether a name would take more than two lines."""
+        return any(isinstance(name, Name) and len(folded(name.text, room)) > 2 for name in names)
 
 
 def folded(name: str, width: int) -> list[str]:
@@ -51,7 +82,7 @@ def _pieces(name: str) -> list[str]:
 
 def table(*columns: str) -> Table:
     """A table with these titles, cells folded where they are too long."""
-    made = _Rows(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    made = _Rows(**PLAIN)
     for position, column in enumerate(columns):
         made.add_column(column, overflow="fold", justify="left" if position == 0 else "right")
     return made
@@ -63,3 +94,8 @@ def facts() -> Table:
     made.add_column(no_wrap=True, style="bold")
     made.add_column()
     return made
+
+
+def in_words(versions: Mapping[str, str]) -> str:
+    """`torch 2.13.0, onnx 1.23.2`: what is installed."""
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if version != "not installed")
