@@ -11,6 +11,8 @@ from pathlib import Path
 from compressor.errors import OutputError
 
 REPORT, RECIPE, ENGINE = "report.json", "recipe.yaml", "engine.json"
+SCHEMA = 5
+"""Of every JSON that is written; another one when a field changes its meaning or goes."""
 
 
 def check_free(output: Path, overwrite: bool, mark: str = REPORT) -> None:

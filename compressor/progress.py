@@ -1,6 +1,7 @@
-"""Progress of long work: a bar in a terminal, silence in a pipe."""
+"""Progress of long work: a bar in a terminal, silence in a pipe; a line for each step where that is asked for."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -65,6 +66,39 @@ class Terminal:
         self._console.print(text, style="dim", markup=False, highlight=False)
 
 
-def choose(quiet: bool = False) -> Progress:
-    """A bar when a person is watching standard error, else silence."""
-    return Terminal() if sys.stderr.isatty() and not quiet else QUIET
+class Log:
+    """Every step as a line that begins with the seconds since the start, for those who asked for more.
+
+    beside: what shows the same work as it goes on, bars in a terminal.
+    """
+
+    def __init__(self, beside: Progress = QUIET) -> None:
+        self._beside, self._start = beside, time.perf_counter()
+
+    @contextmanager
+    def task(self, label: str, total: int | None) -> Iterator[Step]:
+        start, done = time.perf_counter(), 0
+        with self._beside.task(label, total) as step:
+
+            def counted(note: str = "") -> None:
+                nonlocal done
+                done += 1
+                step(note)
+
+            yield counted
+        self.say(f"{label}: {done} step{'s' * (done != 1)} in {time.perf_counter() - start:.1f} s")
+
+    def say(self, text: str) -> None:
+        line = f"{time.perf_counter() - self._start:7.1f} s  {text}"
+        if isinstance(self._beside, Terminal):
+            self._beside.say(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+def choose(quiet: bool = False, verbose: bool = False) -> Progress:
+    """A bar when a person is watching standard error, else silence; lines besides when asked for. Quiet wins."""
+    if quiet:
+        return QUIET
+    bars = Terminal() if sys.stderr.isatty() else QUIET
+    return Log(bars) if verbose else bars

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from json import dumps as json_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compressor import debugging
+from compressor.artifact import SCHEMA
 from compressor.errors import UserError
 from compressor.flags import takes_recipe, takes_recipes
 
@@ -74,6 +76,9 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Compute everything an
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="One row per weight.")]
+Steps = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also one row per weight, settings, and each step with its seconds.")
+]
 
 
 @app.command()
@@ -88,7 +93,7 @@ def export(
     no_cache: NoCache = False,
     json: Json = False,
     quiet: Quiet = False,
-    verbose: Verbose = False,
+    verbose: Steps = False,
 ) -> None:
     """Compress a model for a runtime, and check the written file."""
     from compressor import cache, driver, progress
@@ -99,7 +104,7 @@ def export(
         recipe,
         output=output,
         overwrite=overwrite,
-        progress=progress.choose(quiet),
+        progress=progress.choose(quiet, verbose),
         dump_graph=dump_graph,
         cache=None if no_cache else cache.cache_if_any(),
     )
@@ -111,26 +116,33 @@ def export(
 
 @app.command()
 @takes_recipe
-def plan(recipe: "Recipe", json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+def plan(recipe: "Recipe", json: Json = False, quiet: Quiet = False, verbose: Steps = False) -> None:
     """Say what export would do, take and bring; touch no weight."""
     from compressor import plan as planning
     from compressor import progress
     from compressor.cli import terminal
 
-    found = planning(None, recipe, progress=progress.choose(quiet))
+    found = planning(None, recipe, progress=progress.choose(quiet, verbose))
     _print(found, json, quiet, lambda console: terminal.show_plan(found, console, verbose))
 
 
 @app.command()
 @takes_recipe
-def sensitivity(recipe: "Recipe", json: Json = False, quiet: Quiet = False) -> None:
+def sensitivity(
+    recipe: "Recipe",
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also the whole curve of each weight, and seconds of each step.")
+    ] = False,
+) -> None:
     """Say what zeros cost in each weight, by gradients; touch none."""
     from compressor import progress
     from compressor.cli import terminal
     from compressor.commands import weighing
 
-    found = weighing.sensitivity(None, recipe, progress=progress.choose(quiet))
-    _print(found, json, quiet, lambda console: terminal.show_weighing(found, console))
+    found = weighing.sensitivity(None, recipe, progress=progress.choose(quiet, verbose))
+    _print(found, json, quiet, lambda console: terminal.show_weighing(found, console, verbose))
 
 
 @app.command()
@@ -170,14 +182,21 @@ def check(
 
 
 @app.command()
-def build(folder: Folder, json: Json = False, quiet: Quiet = False) -> None:
+def build(
+    folder: Folder,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also the kernel of each layer, and each step with its seconds.")
+    ] = False,
+) -> None:
     """Build an artifact's engine on the host that has the GPU."""
     from compressor import progress
     from compressor.cli import terminal
     from compressor.commands import building
 
-    built = building.build(folder, progress=progress.choose(quiet))
-    _print(built, json, quiet, lambda console: terminal.show_built(built, console))
+    built = building.build(folder, progress=progress.choose(quiet, verbose))
+    _print(built, json, quiet, lambda console: terminal.show_built(built, console, verbose))
     if json or quiet:
         _say_unmet(built)
     raise typer.Exit(OK if built else NOT_MET)
@@ -195,6 +214,9 @@ def bench(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also settings, versions, and each step with its seconds.")
+    ] = False,
 ) -> None:
     """Time models in turn: latency, memory, tokens per second."""
     from compressor import progress
@@ -203,14 +225,15 @@ def bench(
     from compressor.commands.benching import run, table
 
     if len(models) == 1 and building.has_engine(models[0]):
-        built = building.bench(models[0])
-        _print(built, json, quiet, lambda console: terminal.show_bench(built, console))
+        built = building.bench(models[0], progress=progress.choose(quiet, verbose))
+        _print(built, json, quiet, lambda console: terminal.show_bench(built, console, verbose))
         raise typer.Exit(NOT_MET if built.missing else OK)
     settings = run.Settings(
         threads, seconds, tuple(batch or (1, 8)), prompt_tokens, new_tokens, run.sizes_of(shape or [])
     )
-    found = run.bench(models, settings, trust_remote_code=trust_remote_code, progress=progress.choose(quiet))
-    _print(found, json, quiet, lambda console: table.show_bench(found, console))
+    shown = progress.choose(quiet, verbose)
+    found = run.bench(models, settings, trust_remote_code=trust_remote_code, progress=shown)
+    _print(found, json, quiet, lambda console: table.show_bench(found, console, verbose))
     raise typer.Exit(NOT_MET if found.missing else OK)
 
 
@@ -242,16 +265,27 @@ def generate(
     dense: Annotated[bool, typer.Option("--dense/--no-dense", help="The dense model beside it, in torch.")] = True,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only what the artifact adds to the prompt.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also settings, token ids, and each step with its seconds.")
+    ] = False,
 ) -> None:
     """Hear a compressed language model beside the dense one."""
+    from compressor import progress
     from compressor.cli.talk import Murmur, Talk
     from compressor.commands import generating
 
-    talk, dense = (Murmur(_console()), False) if quiet else (Talk(_console(), prompt), dense)
+    talk, dense = (Murmur(_console()), False) if quiet else (Talk(_console(), prompt, verbose), dense)
     hear = (lambda by, piece: None) if json else talk.hear
     with _reader_may_leave():
         said = generating.generate(
-            folder, prompt, max_new=max_new, temperature=temperature, seed=seed, dense=dense, hear=hear
+            folder,
+            prompt,
+            max_new=max_new,
+            temperature=temperature,
+            seed=seed,
+            dense=dense,
+            hear=hear,
+            progress=progress.choose(quiet, verbose),
         )
     _print(said, json, False, lambda console: talk.end(said))
 
@@ -262,13 +296,14 @@ def report_(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The page. Default: report.html in it.")] = None,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also what stands on the page.")] = False,
 ) -> None:
     """Make the page report.html of an artifact again."""
     from compressor import page
     from compressor.cli import terminal
 
     made = page.write_page(folder, output)
-    _print(made, json, quiet, lambda console: terminal.show_page(made, console))
+    _print(made, json, quiet, lambda console: terminal.show_page(made, console, verbose))
 
 
 @app.command()
@@ -281,6 +316,10 @@ def sweep(
     no_cache: NoCache = False,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Also recipe and times of each point, and each step with its seconds."),
+    ] = False,
 ) -> None:
     """Compare many recipes in one table and one page of plots.
 
@@ -291,8 +330,8 @@ def sweep(
     from compressor.commands.sweeping import run, table
 
     kept = None if no_cache else cache.open_cache()
-    found = run.run_sweep(candidates, output=output, progress=progress.choose(quiet), cache=kept)
-    _print(found, json, quiet, lambda console: table.show_sweep(found, console))
+    found = run.run_sweep(candidates, output=output, progress=progress.choose(quiet, verbose), cache=kept)
+    _print(found, json, quiet, lambda console: table.show_sweep(found, console, verbose))
     if not found and (json or quiet):
         _complain("compress: not met: a point failed or broke a promise; sweep.json says which", NOT_MET)
     raise typer.Exit(OK if found else NOT_MET)
@@ -304,27 +343,25 @@ def cache_(
     limit: Annotated[str | None, typer.Option(help="prune: what may stay, 500MB; else COMPRESS_CACHE_LIMIT.")] = None,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also one row per entry.")] = False,
 ) -> None:
     """Show, prune or clear what sweeps and exports keep."""
     from compressor.cli import cache_view, terminal
 
-    found = cache_view.act(action.value, limit)
-    _print(found, json, quiet, lambda console: terminal.show_cache(found, console))
+    found = cache_view.act(action.value, limit, verbose)
+    _print(found, json, quiet, lambda console: terminal.show_cache(found, console, verbose))
 
 
 @app.command(name="list")
-def list_(json: Json = False) -> None:
+def list_(
+    json: Json = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also every option of each pass.")] = False,
+) -> None:
     """List models, passes and backends, and what is missing here."""
-    import json as encoder
-
     from compressor.cli import listing, terminal
 
-    groups = listing.everything()
-    with _reader_may_leave():
-        if json:
-            typer.echo(encoder.dumps(groups, indent=2, ensure_ascii=False))
-        else:
-            terminal.show_names(groups, _console())
+    found = listing.everything()
+    _print(found, json, False, lambda console: terminal.show_names(found, console, verbose))
 
 
 # *** results ***
@@ -362,7 +399,10 @@ def _console() -> Any:
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one paragraph, a bug of ours keeps its traceback."""
+    """Run a command; a user's mistake is one paragraph, a bug of ours keeps its traceback.
+
+    With --json an error is JSON on standard output besides: `{"schema": ..., "error": {"code": 2, "what": ...}}`.
+    """
     # A polite kill cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
@@ -373,10 +413,12 @@ def main() -> None:
     except UserError as error:
         if debugging.level() >= debugging.TRACEBACK:
             _print_traceback(error)
-        code = _complain(f"compress: {error}", USER)
+        code = _fail(f"compress: {error}", USER, error.what, error.found, error.hint)
     except Exception as error:
         code = _click_or_bug(error)
-    sys.exit(_complain("compress: interrupted; nothing was written", code) if code == INTERRUPTED else code)
+    if code == INTERRUPTED:
+        _fail("compress: interrupted; nothing was written", code, "interrupted; nothing was written")
+    sys.exit(code)
 
 
 def _complain(text: str, code: int) -> int:
@@ -384,13 +426,22 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
+def _fail(text: str, code: int, what: str, found: str | None = None, hint: str | None = None) -> int:
+    """The text to people; the error as JSON to programs that have asked for it."""
+    if "--json" in sys.argv[1:]:
+        error = {"code": code, "what": what, "found": found, "hint": hint}
+        print(json_of({"schema": SCHEMA, "error": error}, indent=2, ensure_ascii=False))
+    return _complain(text, code) if text else code
+
+
 def _click_or_bug(error: Exception) -> int:
     """A wrong flag is the user's; anything else is ours, with its traceback."""
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         error.show()  # type: ignore[attr-defined]
-        return USER
+        return _fail("", USER, error.format_message(), None, "compress --help")
     _print_traceback(error)
-    return _complain("compress: this is a bug of ours; please send the command and the lines above", BUG)
+    text = "this is a bug of ours; please send the command and the lines above"
+    return _fail(f"compress: {text}", BUG, f"{type(error).__name__}: {error}", None, text)
 
 
 def _print_traceback(error: Exception) -> None:

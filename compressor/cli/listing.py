@@ -1,11 +1,29 @@
 """What is known by name: models, passes and backends, and what a missing one needs."""
 
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.flags import FLAGS, Flag
+from compressor.proof.report import as_json
 from compressor.registry import load, names
 
 
-def everything() -> dict[str, dict[str, str]]:
-    """Kind -> name -> one line about it."""
-    return {"models": _models(), "passes": _passes(), "backends": _backends()}
+@dataclass(frozen=True)
+class Names:
+    """Name -> one line about it, by kind; options: pass -> flag -> what it does, and what stands without it."""
+
+    models: dict[str, str]
+    passes: dict[str, str]
+    backends: dict[str, str]
+    options: dict[str, dict[str, str]]
+
+    def to_json(self) -> str:
+        return as_json(self)
+
+
+def everything() -> Names:
+    return Names(_models(), _passes(), _backends(), {name: _options(name) for name in names("passes")})
 
 
 def _models() -> dict[str, str]:
@@ -18,6 +36,20 @@ def _models() -> dict[str, str]:
 
 def _passes() -> dict[str, str]:
     return {name: (load("passes", name).__doc__ or "").strip().splitlines()[0] for name in names("passes")}
+
+
+def _options(name: str) -> dict[str, str]:
+    defaults = {one.name: one.default for one in dataclasses.fields(load("passes", name))}
+    flags = [flag for flag in FLAGS if flag.owner == name]
+    return {flag.spelled[0]: f"{flag.help}{_default(flag, defaults)}" for flag in flags}
+
+
+def _default(flag: Flag, defaults: dict[str, Any]) -> str:
+    value = defaults.get(flag.field, dataclasses.MISSING)
+    if value is dataclasses.MISSING or value in ((), ""):
+        return ""
+    shown = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    return f" [{', '.join(map(str, shown)) if isinstance(shown, tuple) else shown}]"
 
 
 def _backends() -> dict[str, str]:

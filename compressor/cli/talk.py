@@ -1,5 +1,7 @@
 """What models say, printed while they say it."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
@@ -10,8 +12,8 @@ from compressor.layout import facts
 class Talk:
     """Prints what models say while they say it."""
 
-    def __init__(self, console: Console, prompt: str):
-        self._console, self._prompt, self._by = console, prompt, ""
+    def __init__(self, console: Console, prompt: str, verbose: bool = False):
+        self._console, self._prompt, self._verbose, self._by = console, prompt, verbose, ""
 
     def hear(self, by: str, piece: str) -> None:
         if by != self._by:
@@ -30,8 +32,19 @@ class Talk:
         if said.same is not None:
             least = min(len(one.tokens) for one in said.said)
             made.add_row("the same", f"the first {said.same} of {least} tokens")
+        if self._verbose:
+            made.add_row(
+                "drawn", f"at temperature {said.temperature:g}, seed {said.seed}" if said.temperature else "never"
+            )
+            made.add_row("prompt", f"{len(said.prompt_tokens)} tokens: {_ids(said.prompt_tokens)}")
+            for one in said.said:
+                made.add_row(f"{one.by}'s", f"{_ids(one.tokens)}{', then its end' if one.ended else ''}")
         self._console.print("\n")
         self._console.print(made)
+
+
+def _ids(tokens: Sequence[int]) -> str:
+    return " ".join(map(str, tokens))
 
 
 class Murmur:

@@ -5,6 +5,8 @@ from rich.text import Text
 
 from compressor.cli.cache_view import CacheView
 from compressor.cli.channel_view import show_channels
+from compressor.cli.details import show_contents, show_curves, show_entries, show_layers, show_run
+from compressor.cli.listing import Names
 from compressor.cli.sites import MARK, kind, site_table
 from compressor.cli.verdicts import cost_table, latencies, milliseconds, promise_table, score_table, size_line, word_of
 from compressor.commands.building import Bench, Built
@@ -13,7 +15,7 @@ from compressor.commands.inspection import Inspection
 from compressor.commands.planning import Plan
 from compressor.commands.weighing import Weighing
 from compressor.engine import Verdict
-from compressor.layout import facts, table
+from compressor.layout import facts, in_words, table
 from compressor.page import Page
 from compressor.pipeline import SiteLoss
 from compressor.proof.report import Report
@@ -32,6 +34,8 @@ def show_report(report: Report, console: Console, verbose: bool = False) -> None
         if text:
             console.print()
             console.print(Text(text, style="dim"))
+    if verbose:
+        show_run(report, console)
 
 
 def _verdict(report: Report) -> RenderableType:
@@ -41,9 +45,12 @@ def _verdict(report: Report) -> RenderableType:
     return Group(title, promise_table(report.promises))
 
 
-def show_page(page: Page, console: Console) -> None:
+def show_page(page: Page, console: Console, verbose: bool = False) -> None:
     word, style = word_of(page.is_met)
     console.print(Text.assemble((word, style), f"  {page.model}: {page.path}", (f"  {human_bytes(page.bytes)}", "dim")))
+    if verbose:
+        console.print(promise_table(page.promises))
+        show_contents(page, console)
 
 
 def show_plan(plan: Plan, console: Console, verbose: bool = False) -> None:
@@ -67,7 +74,7 @@ def show_plan(plan: Plan, console: Console, verbose: bool = False) -> None:
     console.print(made)
 
 
-def show_weighing(found: Weighing, console: Console) -> None:
+def show_weighing(found: Weighing, console: Console, verbose: bool = False) -> None:
     """The curve of each site, what the recipe gives it, and what that costs."""
     console.print(Text(f"{found.model}: {found.origin}", style="bold"))
     console.print(Text(found.recipe, style="dim"))
@@ -79,6 +86,8 @@ def show_weighing(found: Weighing, console: Console) -> None:
         made.add_row(one.site.removesuffix(".weight"), *curve, _given(one), f"{one.loss:.1e}")
     console.print(made)
     console.print(f"costs: {found.unit} from the dense model, each weight alone; by {found.calibration}")
+    if verbose:
+        show_curves(found, console)
 
 
 def _given(one: SiteLoss) -> str:
@@ -96,7 +105,10 @@ def show_inspection(found: Inspection, console: Console, verbose: bool = False) 
         show_channels(found.channels, found.blocks, console, verbose)
 
 
-def show_names(groups: dict[str, dict[str, str]], console: Console) -> None:
+def show_names(found: Names, console: Console, verbose: bool = False) -> None:
+    groups = {"models": found.models, "passes": found.passes, "backends": found.backends}
+    if verbose:
+        groups |= {f"options of {name}": rows for name, rows in found.options.items()}
     for title, rows in groups.items():
         console.print(Text(title, style="bold"))
         made = facts()
@@ -127,7 +139,7 @@ def show_check(found: Check, console: Console, verbose: bool = False) -> None:
         console.print(f"{', '.join(labels)}: {detail}")
 
 
-def show_built(built: Built, console: Console) -> None:
+def show_built(built: Built, console: Console, verbose: bool = False) -> None:
     """What a host with the device has made of an artifact."""
     word, style = word_of(bool(built))
     console.print(Text.assemble((word, style), f"  {built.name}/", (f"  {built.engine.runtime}", "dim")))
@@ -136,9 +148,11 @@ def show_built(built: Built, console: Console) -> None:
         console.print(f"engine {human_bytes(built.engine.bytes)}, built in {human_seconds(built.engine.seconds)}")
     if built.latency:
         console.print(latencies(built.latency, f"{built.engine.runtime}, GPU"))
+    if verbose:
+        show_layers(built, console)
 
 
-def show_bench(found: Bench, console: Console) -> None:
+def show_bench(found: Bench, console: Console, verbose: bool = False) -> None:
     console.print(Text(f"{found.name} for {found.runtime}", style="bold"))
     names = list(dict.fromkeys(name for row in found.latency for name in row.latency))
     made = table("ms, p50 (p90)", *names, "n")
@@ -148,9 +162,11 @@ def show_bench(found: Bench, console: Console) -> None:
     console.print(made)
     if found.missing:
         console.print(f"not timed: {found.missing}")
+    if verbose:
+        console.print(f"versions: {in_words(found.environment)}")
 
 
-def show_cache(found: CacheView, console: Console) -> None:
+def show_cache(found: CacheView, console: Console, verbose: bool = False) -> None:
     """Where it is, how full, and what is in it."""
     rows = table("kept", "entries", "size", "last used")
     for one in found.kinds:
@@ -161,3 +177,5 @@ def show_cache(found: CacheView, console: Console) -> None:
     if found.kinds:
         console.print(rows)
     console.print(f"{human_bytes(found.bytes)} of {human_bytes(found.limit)}")
+    if verbose:
+        show_entries(found, console)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressor.artifact import ENGINE, RECIPE
@@ -17,6 +17,7 @@ from compressor.proof.latency import Comparison, compare
 from compressor.proof.report import Promise, as_json
 from compressor.recipe import Recipe
 from compressor.registry import load
+from compressor.run import environment
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Bench:
     runtime: str
     latency: tuple[Comparison, ...]
     missing: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return as_json(self)
@@ -65,8 +67,10 @@ def build(folder: str | Path, *, progress: Progress = QUIET) -> Built:
     promises = [*finish.engine_promises((), engine)]
     latency: tuple[Comparison, ...] = ()
     if engine.runs_here:
+        progress.say("compare with torch's outputs")
         reference = finish.read_reference(folder)
         promises.append(_parity(reference, backend.open(folder), recipe.dtype, finish.allowed(folder, recipe.dtype)))
+        progress.say("time dense and sparse engines in turn")
         latency = finish.time_engines(backend, folder, _inputs(reference), None)
     built = Built(folder.name, engine, tuple(promises), latency)
     (folder / ENGINE).write_text(built.to_json(), encoding="utf-8")
@@ -82,19 +86,21 @@ def has_engine(name: str) -> bool:
     return isinstance(load("backends", Recipe.read(folder).backend)(), EngineBackend)
 
 
-def bench(folder: str | Path) -> Bench:
+def bench(folder: str | Path, *, progress: Progress = QUIET) -> Bench:
     """Time the workloads of an artifact that has engines: these where they run, and ONNX Runtime on the same file."""
     folder = Path(folder)
     recipe = Recipe.read(folder)
     backend = _engine_backend(recipe)
     workloads = _inputs(finish.read_reference(folder)) or _workloads(recipe)
+    progress.say(f"open {folder} in ONNX Runtime")
     other, missing = finish.stand_in(folder, threads=1)
+    progress.say(f"time {len(workloads)} workloads")
     try:
         rows = finish.time_engines(backend, folder, workloads, other)
     except BackendError as error:
         missing = "; ".join(filter(None, (f"{error.what} ({error.found or error.hint})", missing)))
         rows = _alone(finish.STAND_IN, other, workloads) if other else ()
-    return Bench(folder.name, backend.name, rows, missing)
+    return Bench(folder.name, backend.name, rows, missing, environment())
 
 
 def _engine_backend(recipe: Recipe) -> EngineBackend:

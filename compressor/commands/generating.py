@@ -12,6 +12,7 @@ from compressor.commands.sampling import blank, blank_of_graph, chooser, tokens
 from compressor.driver import open_source
 from compressor.errors import BackendError, RecipeError, SourceError, UserError
 from compressor.graph import Feeds, Run
+from compressor.progress import QUIET, Progress
 from compressor.proof import finish
 from compressor.proof.report import as_json, read_report
 from compressor.recipe import Recipe
@@ -56,6 +57,7 @@ class Generated:
 
     name: str
     prompt: str
+    prompt_tokens: tuple[int, ...]
     temperature: float
     seed: int
     said: tuple[Said, ...]
@@ -82,6 +84,7 @@ def generate(
     seed: int = 0,
     dense: bool = True,
     hear: Hear = lambda by, piece: None,
+    progress: Progress = QUIET,
 ) -> Generated:
     """Continue a prompt with the dense model and the artifact, token after token, both by the same draws.
 
@@ -97,9 +100,20 @@ def generate(
     if not ids or room < 1:
         found = f"{len(ids)} tokens; the model attends to {vocabulary.longest}"
         raise RecipeError(f"the prompt is {'too long' if ids else 'empty'}", found=found, hint='"Once upon a time"')
-    speakers = [*([_dense(folder, recipe)] if dense else []), _artifact(folder)]
+    speakers = _speakers(folder, recipe, dense, progress)
     said = tuple(_say(one, vocabulary, ids, min(max_new, room), chooser(temperature, seed), hear) for one in speakers)
-    return Generated(folder.name, prompt, temperature, seed, said, _agreed(said) if dense else None)
+    return Generated(folder.name, prompt, tuple(ids), temperature, seed, said, _agreed(said) if dense else None)
+
+
+def _speakers(folder: Path, recipe: Recipe, dense: bool, progress: Progress) -> list[_Speaker]:
+    speakers = []
+    if dense:
+        progress.say("capture the dense model")
+        speakers.append(_dense(folder, recipe))
+    progress.say(f"open {folder} in ONNX Runtime")
+    speakers.append(_artifact(folder))
+    progress.say("generate")
+    return speakers
 
 
 def _recipe(folder: Path, max_new: int, temperature: float) -> Recipe:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from compressor.artifact import ENGINE
+from compressor.artifact import ENGINE, REPORT
 from compressor.errors import OutputError
 from compressor.page.comparison import comparisons
 from compressor.page.depth import depth_plots
@@ -20,7 +20,7 @@ from compressor.page.roofline import roofline_plot
 from compressor.page.samples import agreement, samples
 from compressor.page.table import site_table
 from compressor.page.texture import texture_plot
-from compressor.proof.report import as_json, read_report
+from compressor.proof.report import Promise, as_json, read_report
 from compressor.units import human_seconds
 
 PAGE = "report.html"
@@ -29,12 +29,20 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Page:
-    """A page that was written: of which model, where, its bytes, and whether every promise in it is met."""
+    """A page that was written: of which model, where, its bytes, and whether every promise in it is met.
+
+    source: the report that it shows; weights, samples: how many of them. plots: their titles.
+    """
 
     model: str
     path: str
     bytes: int
     is_met: bool
+    promises: tuple[Promise, ...] = ()
+    source: str = ""
+    weights: int = 0
+    samples: int = 0
+    plots: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         return as_json(self)
@@ -49,7 +57,18 @@ def write_page(folder: str | Path, path: str | Path | None = None) -> Page:
     path = Path(path) if path else Path(folder) / PAGE
     text = render(report).encode()
     _write(path, text)
-    return Page(report["model"], str(path), len(text), all(promise["met"] for promise in report["promises"]))
+    promises = tuple(Promise(**one) for one in report["promises"])
+    return Page(
+        report["model"],
+        str(path),
+        len(text),
+        all(one.met for one in promises),
+        promises,
+        str(Path(folder) / REPORT),
+        len(report["sites"]),
+        len(report["exhibits"]["samples"]),
+        tuple(plot.title for plot in _plots(report)),
+    )
 
 
 def _finished(report: dict[str, Any], engine: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compressor.artifact import REPORT
+from compressor.artifact import REPORT, SCHEMA
 from compressor.engine import Engine
 from compressor.errors import OutputError
 from compressor.proof.costs import CostChange
@@ -15,8 +15,6 @@ from compressor.proof.exhibits import Exhibits
 from compressor.proof.latency import Comparison
 from compressor.proof.parity import Parity
 from compressor.source import Score
-
-SCHEMA = 5
 
 
 @dataclass(frozen=True)

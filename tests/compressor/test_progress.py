@@ -1,10 +1,11 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from compressor import progress
-from compressor.progress import Quiet, Terminal, choose
+from compressor.progress import Log, Quiet, Terminal, choose
 
 
 @pytest.fixture
@@ -51,3 +52,28 @@ def test_silence_is_silent(capfd):
         step("loss 3.21")
     Quiet().say("anything")
     assert capfd.readouterr() == ("", "")
+
+
+def test_who_asks_for_more_gets_a_line_for_each_step_with_seconds(monkeypatch, capfd):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: False)
+    shown = choose(verbose=True)
+    shown.say("capture the graph")
+    with shown.task("calibrating", total=2) as step:
+        step()
+        step("loss 3.21")
+    out, err = capfd.readouterr()
+    assert out == ""
+    first, second = err.splitlines()
+    assert re.fullmatch(r" +\d+\.\d s  capture the graph", first)
+    assert re.fullmatch(r" +\d+\.\d s  calibrating: 2 steps in \d+\.\d s", second)
+
+
+def test_lines_stand_above_the_bar_in_a_terminal(shown):
+    with Log(Terminal()).task("calibrating", total=1) as step:
+        step()
+    assert "1/1" in shown.getvalue()
+    assert "calibrating: 1 step in 0." in shown.getvalue()
+
+
+def test_quiet_wins_over_verbose():
+    assert choose(quiet=True, verbose=True) is progress.QUIET

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
+from compressor.cli.listing import Names
 from compressor.cli.terminal import show_inspection, show_names, show_plan, show_report
 from compressor.commands.inspection import inspect
 from compressor.commands.planning import Cost, Plan
@@ -144,9 +145,12 @@ def test_a_plan_for_nothing_is_shown_too():
 
 
 def test_names_are_listed_under_their_kind():
-    text = shown(show_names, {"models": {"tiny": "a model " * 20}, "backends": {}})
+    names = Names({"tiny": "a model " * 20}, {"gone": "nothing"}, {}, {"gone": {"--gone": "All of it. [off]"}})
+    text = shown(show_names, names)
     assert text.startswith("models\n  tiny  a model")
     assert max(map(len, text.splitlines())) <= 80
+    assert "options" not in text
+    assert "options of gone\n  --gone  All of it. [off]" in shown(show_names, names, True)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from compressor.graph import Run
 from compressor.progress import QUIET, Progress
 from compressor.proof.latency import Comparison, Latency, compare, compared
 from compressor.proof.report import as_json
+from compressor.run import environment
 from compressor.shapes import parse_shapes
 
 ROUNDS = (4, 50)
@@ -51,12 +52,16 @@ class Entry:
 
 @dataclass(frozen=True)
 class Bench:
-    """What was timed. latency: a comparison per workload, the first contestant the reference; missing: what was not."""
+    """What was timed. latency: a comparison per workload, the first contestant the reference; missing: what was not.
 
-    threads: int
+    settings: how. environment: versions of what took part.
+    """
+
+    settings: Settings
     entries: tuple[Entry, ...]
     latency: tuple[Comparison, ...]
     missing: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         return as_json(self)
@@ -107,7 +112,8 @@ def _bench(found: Sequence[Contestant], settings: Settings, progress: Progress) 
         raise BackendError("ONNX Runtime cannot run one of them on these inputs", found=text, hint=hint) from error
     progress.say("measure memory, each in a process of its own")
     entries = tuple(_entry(one, timed, settings) for one in found)
-    return Bench(settings.threads, entries, timed, tuple(one.missing for one in found if one.missing))
+    missing = tuple(one.missing for one in found if one.missing)
+    return Bench(settings, entries, timed, missing, environment())
 
 
 def _entry(one: Contestant, timed: Sequence[Comparison], settings: Settings) -> Entry:

@@ -5,13 +5,13 @@ from rich.text import Text
 
 from compressor.commands.benching.contestant import RUNTIME
 from compressor.commands.benching.run import Bench
-from compressor.layout import table
+from compressor.layout import facts, in_words, table
 from compressor.units import human_bytes
 
 
-def show_bench(found: Bench, console: Console) -> None:
+def show_bench(found: Bench, console: Console, verbose: bool = False) -> None:
     """Times, each model below the other; then what each takes."""
-    threads = f"{found.threads} thread{'s' * (found.threads > 1)}"
+    threads = f"{found.settings.threads} thread{'s' * (found.settings.threads > 1)}"
     times = table(f"ms in {RUNTIME}, {threads}", "model", "p50", "p90", "n", "faster (quartiles)")
     for row in found.latency:
         reference = next(iter(row.latency))
@@ -32,3 +32,21 @@ def show_bench(found: Bench, console: Console) -> None:
     console.print(Text("memory: what opening and one use add to the peak of a fresh process", style="dim"))
     for line in found.missing:
         console.print(f"not timed: {line}")
+    if verbose:
+        _show_conditions(found, console)
+
+
+def _show_conditions(found: Bench, console: Console) -> None:
+    """What else it takes to repeat it."""
+    one, made = found.settings, facts()
+    made.add_row("timed", f"about {one.seconds:g} s each, in turn, on {one.threads} thread{'s' * (one.threads > 1)}")
+    if any(entry.tokens_per_second for entry in found.entries):
+        made.add_row("prompt", f"{one.prompt} tokens drawn by one seed, then {one.new} new ones")
+    else:
+        sizes = "".join(f", {symbol} {length}" for symbol, length in (one.sizes or {}).items())
+        made.add_row("inputs", f"drawn by one seed, in batches of {' and '.join(map(str, one.batches))}{sizes}")
+    for entry in found.entries:
+        made.add_row(entry.name, f"{entry.what}: {entry.file_bytes:,} bytes")
+    made.add_row("versions", in_words(found.environment))
+    console.print()
+    console.print(made)

@@ -8,11 +8,11 @@ from rich.text import Text
 from compressor.commands.sweeping.pareto import COSTS, front
 from compressor.commands.sweeping.point import Point
 from compressor.commands.sweeping.run import PAGE, Sweep
-from compressor.layout import table
+from compressor.layout import facts, table
 from compressor.units import human_bytes, human_seconds
 
 
-def show_sweep(found: Sweep, console: Console) -> None:
+def show_sweep(found: Sweep, console: Console, verbose: bool = False) -> None:
     """One row per point, the dense model first; then what failed, and where the page is."""
     points = (found.dense, *found.points)
     names = list(dict.fromkeys(name for point in points for name in point.varied))
@@ -29,6 +29,30 @@ def show_sweep(found: Sweep, console: Console) -> None:
             if line:
                 console.print(Text.assemble((f"{point.name}: ", "bold red"), line))
     console.print(Text(_footing(found), style="dim"))
+    if verbose:
+        for point in points:
+            _show_point(point, console)
+
+
+def _show_point(point: Point, console: Console) -> None:
+    """What the table has no room for."""
+    made = facts()
+    made.add_row("recipe", Text(point.recipe))
+    if point.is_scored:
+        loss = "" if point.loss is None else f"; loss {point.loss:.4f}"
+        made.add_row("score", f"{point.metric} {point.value:.3f} of {point.n}, standard error {point.stderr:.3f}{loss}")
+    if not point.failed:
+        made.add_row("size", f"{point.bytes:,} bytes; {point.nonzero:,} of {point.parameters:,} weights are not zero")
+    for one in point.speeds:
+        own, dense = f"{one.p50:.2f} ({one.p90:.2f})", f"{one.dense_p50:.2f} ({one.dense_p90:.2f})"
+        made.add_row(
+            one.workload, f"{own} ms, dense {dense}, n {one.n}: {one.ratio:.2f}x ({one.low:.2f}-{one.high:.2f})"
+        )
+    if point.seconds:
+        made.add_row("made in", human_seconds(point.seconds))
+    console.print()
+    console.print(Text(point.name, style="bold"))
+    console.print(made)
 
 
 def _speed_titles(points: Sequence[Point]) -> list[str]:
