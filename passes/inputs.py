@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from compressor.calibrate import Block
-from compressor.passes.damping import choose_lambda, dampen
+from compressor.passes.damping import choose_lambda, dampen, is_dead
 from compressor.passes.gram import Gram
 from compressor.passes.offset import centre, centre_cross
 from compressor.sites import WeightSite
@@ -19,11 +19,14 @@ from compressor.statistics import Statistics
 class Inputs:
     """Of n rows x, and rows z that are to be matched in their place (x itself, or what the dense model reads).
 
-    H: mean Gram matrices of x (groups, d, d). G: of z and x alike, Z^T X. damped: H damped, one for each group. All are
-    centred where biases move. x, z: mean rows (groups, d).
+    lam: the damping. silent: how many inputs never change on these rows, over all groups. H: mean Gram matrices of x
+    (groups, d, d). G: of z and x alike, Z^T X. damped: H damped, one for each group. All are centred where biases move.
+    x, z: mean rows (groups, d).
     """
 
     n: int
+    lam: float
+    silent: int
     H: Tensor
     G: Tensor
     damped: list[Gram]
@@ -38,7 +41,8 @@ class Inputs:
         if is_centred:
             G, H = centre_cross(G, z, x), centre(H, x)
         lam = damping or choose_lambda(H.shape[-1], statistics.n)
-        return Inputs(statistics.n, H, G, [Gram(dampen(H_g, lam), is_shared) for H_g in H], x, z)
+        silent = sum(int(is_dead(H_g).sum()) for H_g in H)
+        return Inputs(statistics.n, lam, silent, H, G, [Gram(dampen(H_g, lam), is_shared) for H_g in H], x, z)
 
 
 def readers(block: Block, *, is_centred: bool) -> Iterable[list[WeightSite]]:
@@ -47,3 +51,19 @@ def readers(block: Block, *, is_centred: bool) -> Iterable[list[WeightSite]]:
     for site in block.segment.sites:
         found.setdefault((id(block.statistics[site]), is_centred and bool(site.offset)), []).append(site)
     return found.values()
+
+
+def said(solved: Mapping[WeightSite, Mapping[str, float]]) -> Iterator[str]:
+    """What was done about Gram matrices that are singular, by the numbers of sites."""
+    few = [one["damping"] for site, one in solved.items() if "damping" in one and one["rows"] < site.d]
+    if few:
+        yield (
+            f"damping: weights with more columns than calibration has rows: {len(few)}; their Gram matrices are "
+            f"singular, and up to {max(few):.0%} of each input's energy was added"
+        )
+    silent = [one["silent_inputs"] for one in solved.values() if one.get("silent_inputs")]
+    if silent:
+        yield (
+            f"damping: inputs that never change on calibration data: {sum(silent):.0f}, of {len(silent)} weights; "
+            "what reads them was the first to go"
+        )

@@ -96,6 +96,8 @@ class BlockSolver:
         return {
             "sparsity": (V == 0).float().mean().item(),
             "rows": float(inputs.n),
+            "damping": inputs.lam,
+            "silent_inputs": float(inputs.silent),
             "relative_error": lost / energy if energy else 0.0,
         }
 

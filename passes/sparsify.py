@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.errors import InternalError, RecipeError
 from compressor.graph import Graph
-from compressor.passes import batchnorm
+from compressor.passes import batchnorm, inputs
 from compressor.passes.allocate import SHARES
 from compressor.passes.blockwise import effort, solve_blocks
 from compressor.passes.gates import ask, decide
@@ -242,6 +242,7 @@ class Sparsify:
             yield reordered.note(self._pattern) if reordered else NOTHING_TO_GAIN
         if self.batchnorm:
             yield batchnorm.said(solved.values())
+        yield from inputs.said(solved)
 
     def _by_loss(
         self, graph: Graph, sites: Sequence[WeightSite], keeps: dict[WeightSite, Tensor], context: Context

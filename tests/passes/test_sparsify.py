@@ -384,7 +384,7 @@ def test_auto_says_for_each_block_of_convolutions_what_it_matched_and_is_no_wors
 def test_where_one_batch_cannot_be_divided_the_report_says_that_nothing_is_tried():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)).eval()
-    graph = graph_of(model, normal(4, 8, 7, 7))
+    graph = graph_of(model, normal(4, 8, 9, 9))
     notes = [
         parse_pass(f"sparsify{{pattern=2:4,{more}targets=[2.weight]}}").run(graph, context(graph, n=n)).notes
         for n, more in ((1, ""), (2, ""), (1, "match=pruned,batchnorm=false,"))
@@ -790,5 +790,21 @@ def test_too_few_rows_for_the_columns_of_a_site_are_refused_with_the_least():
     with pytest.raises(DataError, match=r"too few calibration samples for 0\.weight") as caught:
         one.run(graph, Context(lambda n: [{"x0": normal(1, 128)}]))
     assert caught.value.found == "1 rows for 128 columns, where 2 are the least"
-    rows = one.run(graph, Context(lambda n: [{"x0": normal(2, 128)}])).of("changed")
-    assert [row.site for row in rows] == ["0.weight"]
+    outcome = one.run(graph, Context(lambda n: [{"x0": normal(2, 128)}]))
+    assert [row.site for row in outcome.of("changed")] == ["0.weight"]
+    assert (
+        "damping: weights with more columns than calibration has rows: 1; their Gram matrices are singular, "
+        "and up to 100% of each input's energy was added"
+    ) in outcome.notes
+
+
+def test_the_report_says_which_inputs_calibration_never_changed_and_nothing_where_all_is_well():
+    graph, one = layer("linear"), parse_pass('sparsify{pattern=2:4,targets=["*t"]}')
+    outcome = one.run(graph, context(graph, scale=torch.tensor([1.0, 0, 0, 1] * 8)))
+    said = (
+        "damping: inputs that never change on calibration data: 16, of 1 weights; what reads them was the first to go"
+    )
+    assert said in outcome.notes
+    assert outcome.of("changed")[0].numbers["silent_inputs"] == 16
+    graph = layer("linear")
+    assert not any("damping" in note for note in one.run(graph, context(graph)).notes)
