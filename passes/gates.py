@@ -11,6 +11,9 @@ from compressor.sites import WeightSite
 if TYPE_CHECKING:
     from compressor.passes.sparsify import Sparsify
 
+NOT_BY_LOSS = (
+    "scope: each weight gives the same share, since what zeros do to the loss is not told well for convolutions"
+)
 NOBODY_TO_ASK = "match and batchnorm: one batch of calibration samples leaves none to hold out, so neither is tried"
 
 
@@ -18,16 +21,24 @@ def decide(options: "Sparsify", graph: Graph, sites: Iterable[WeightSite]) -> "S
     """The options, with what hangs on the model decided.
 
     Dense targets make up for the blocks before: they lift convolutional networks, and harm the transformers that were
-    tried (benchmarks/accuracy.md), so that only convolutions are asked about. Without refit all but the mask stays.
+    tried (benchmarks/accuracy.md), so that only convolutions are asked about. What zeros cost the loss is told for
+    tokens, each of which is a term of it; the pixels of an image are one term together, and what they have wrong alike
+    costs more than is told. Without refit all but the mask stays.
     """
     is_fitted = options.refit > 0
-    is_asked = is_fitted and any(site.layout == "kernel" for site in sites)
+    convolves = any(site.layout == "kernel" for site in sites)
     return dataclasses.replace(
         options,
-        match="pruned" if options.match == "auto" and not is_asked else options.match,
+        match="pruned" if options.match == "auto" and not (is_fitted and convolves) else options.match,
+        scope="site" if options.scope == "auto" and convolves else options.scope,
         batchnorm=options.batchnorm and is_fitted and has_norms(graph),
         bias=options.bias and is_fitted,
     )
+
+
+def undivided(asked: "Sparsify", decided: "Sparsify") -> tuple[str, ...]:
+    """What there is to say where each site gives the same share, though by the options alone it would not."""
+    return (NOT_BY_LOSS,) if asked.divides != decided.divides else ()
 
 
 def ask(options: "Sparsify", batches: Callable[[], Sequence[Feeds]]) -> tuple["Sparsify", tuple[str, ...]]:

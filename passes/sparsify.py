@@ -13,7 +13,7 @@ from compressor.graph import Graph
 from compressor.passes import batchnorm, inputs
 from compressor.passes.allocate import SHARES
 from compressor.passes.blockwise import effort, solve_blocks
-from compressor.passes.gates import ask, decide
+from compressor.passes.gates import ask, decide, undivided
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
 from compressor.passes.reorder import NOTHING_TO_GAIN, ORDER_SAMPLES, Reordered, reorder
@@ -42,7 +42,7 @@ class Sparsify:
     scope: for a ratio, whether each site loses that share ("site") or all sites together do: "global" ranks scores
         across sites, and so serves magnitude only; "loss" measures what each site's zeros do to the loss of the dense
         model, by gradients on calibration data, and takes more where it costs less. "auto": by loss where there is a
-        ratio that this can serve, else each site alone.
+        ratio that this can serve and nothing is a convolution, else each site alone.
     dense: of an N:M pattern, the share of the named weights that may stay dense: those that it costs most, measured as
         for scope=loss.
     permute: whether channels are first put into the order in which an N:M pattern removes least (Pool & Yu 2021),
@@ -108,13 +108,14 @@ class Sparsify:
             )
 
     @property
-    def _scope(self) -> str:
+    def divides(self) -> str:
+        """What a share is divided by: the scope, with auto decided as far as the options tell."""
         if self.scope != "auto":
             return self.scope
         return "loss" if isinstance(self._pattern, Ratio) and self._pattern.sparsity <= SHARES[-1] else "site"
 
     def _check_scope(self) -> None:
-        if self._scope == "site":
+        if self.divides == "site":
             return
         if not isinstance(self._pattern, Ratio):
             raise RecipeError(
@@ -157,7 +158,7 @@ class Sparsify:
     @property
     def _is_weighed(self) -> bool:
         """Whether sites are told apart by what their zeros cost."""
-        return self._scope == "loss" or self.dense > 0
+        return self.divides == "loss" or self.dense > 0
 
     @property
     def _is_felt(self) -> bool:
@@ -195,9 +196,9 @@ class Sparsify:
         keeps = self._global_keeps(sites) if self.scope == "global" else {}
         decided, said = ask(decide(self, graph, sites), lambda: context.calibration(self.samples))
         reordered = decided._reordered(graph, sites, context)
-        if self._is_felt:
+        if decided._is_felt:
             solved = decided._by_loss(graph, sites, keeps, context)
-        elif self.needs_data:
+        elif decided.needs_data:
             solver = BlockSolver(decided, dict.fromkeys(sites, self._pattern), keeps)
             solved = solve_blocks(graph, sites, solver, context)
         else:
@@ -208,16 +209,18 @@ class Sparsify:
         for site in sites:
             if site not in solved:
                 rows[site.name] = Row(site.name, "left", f"among the {self.dense:.0%} that {self.pattern} costs most")
-        return Outcome(tuple(rows.values()), notes=(*said, *decided._said(reordered, solved)))
+        said = (*said, *undivided(self, decided), *decided._said(reordered, solved))
+        return Outcome(tuple(rows.values()), notes=said)
 
     def weigh(self, graph: Graph, context: Context) -> list[SiteLoss]:
         changed = {row.site for row in self.plan(graph) if row.status == "changed"}
         graph = graph.copy() if self._is_ordered else graph  # the model that is given stays as it is
         sites = [site for site in graph.sites if site.name in changed]
-        self._reordered(graph, sites, context)
+        decided = decide(self, graph, sites)
+        decided._reordered(graph, sites, context)
         felt = feel(graph, sites, self.samples, context, by_pairs=False)
         weighed = weigh(felt, self._pattern)
-        given = self._divided(weighed) if self._is_weighed else dict.fromkeys(sites, self._pattern)
+        given = self._divided(weighed) if decided._is_weighed else dict.fromkeys(sites, self._pattern)
         return [_site_loss(site, one, given.get(site)) for site, one in weighed.items()]
 
     def ensures(self, graph: Graph, outcome: Outcome) -> None:
@@ -229,7 +232,8 @@ class Sparsify:
             if isinstance(self._pattern, NM):
                 _ensure_groups(site, self._pattern)
         if isinstance(self._pattern, Ratio):
-            _ensure_zeros(None if self._scope == "site" else sites, sites, self._pattern.sparsity)
+            together = None if decide(self, graph, sites).divides == "site" else sites
+            _ensure_zeros(together, sites, self._pattern.sparsity)
 
     def _reordered(self, graph: Graph, sites: Sequence[WeightSite], context: Context) -> Reordered | None:
         if not self._is_ordered:

@@ -153,7 +153,9 @@ def test_it_says_behind_how_many_weights_statistics_moved_or_that_there_were_non
     torch.manual_seed(0)
     graph = graph_of(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(128, 3)), BATCHES[0]["x0"])
     [outcome] = run_pipeline(graph, [parse_pass(MAGNITUDE)], Context(lambda n: BATCHES))
-    assert not any("batchnorm" in note for note in outcome.notes)  # on by default: a model that has none is told nothing
+    assert not any(
+        "batchnorm" in note for note in outcome.notes
+    )  # on by default: a model that has none is told nothing
     assert said([{}]) == "batchnorm: no batch normalization reads what was pruned"
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from compressor.errors import DataError, InternalError, RecipeError
 from compressor.graph import Graph
-from compressor.passes.gates import NOBODY_TO_ASK
+from compressor.passes.gates import NOBODY_TO_ASK, NOT_BY_LOSS
 from compressor.passes.masks import nm_fraction
 from compressor.passes.methods import METHODS
 from compressor.passes.sparsify import Sparsify
@@ -213,6 +213,21 @@ def test_the_scope_auto_is_by_loss_where_a_ratio_can_be(pattern, scope):
         prune(graph_of(model, x), f'sparsify{{pattern={pattern},scope={one},targets=["*t"]}}')
         weights.append([model[0].weight, model[1].weight])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_the_scope_auto_takes_the_same_from_every_convolution_and_says_why():
+    one = 'sparsify{pattern=0.5,scope=%s,loss_refit=2,targets=["*t"]}'
+    weights, notes = [], []
+    for scope in ("site", "auto", "loss"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 9, 3))
+        graph = graph_of(model, normal(4, 4, 7, 7))
+        [outcome] = run_pipeline(graph, [parse_pass(one % scope)], context(graph))
+        weights.append([site.weight for site in graph.sites])
+        notes.append(NOT_BY_LOSS in outcome.notes)
+    assert notes == [False, True, False]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not torch.equal(weights[0][0], weights[2][0])
 
 
 def test_ensures_sees_that_a_share_of_all_is_missed():
