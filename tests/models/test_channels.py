@@ -76,6 +76,19 @@ def test_the_caches_of_a_cut_model_shrink_and_its_greedy_text_is_that_of_the_mas
     assert torch.equal(ours, greedy(masked.run, source.feeds, ids, attention, 12))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_cache_is_filled_and_read_in_the_order_of_its_heads(name: str):
+    source = CausalLM("tiny", "tiny", build(*CAUSAL[name]), Options())
+    graph = source.lower("float64")
+    heads = [group for group in find_orders(graph) if group.kind == "heads"]
+    ids, attention = torch.randint(5, VOCABULARY, (3, 9)), torch.ones(3, 9, dtype=torch.long)
+    before, caches = greedy(graph.run, source.feeds, ids, attention, 12), graph.run(graph.example)
+    permute(graph, {group.name: torch.arange(group.units).flip(0) for group in heads})
+    assert torch.equal(greedy(graph.run, source.feeds, ids, attention, 12), before)
+    new = graph.run(graph.example)["present.0.value"][:, :, -1]  # (batch, heads, head size): of the last token
+    assert torch.allclose(new, caches["present.0.value"][:, :, -1].flip(-1))
+
+
 def test_a_capture_in_half_precision_is_cut_as_the_first_one_was():
     source = CausalLM("tiny", "tiny", build(*CAUSAL["llama"]), Options())
     graph, half = source.lower(), source.lower("float16")
