@@ -23,7 +23,7 @@ SCRIPTS = {
         "| channels{amount=0.5,importance=magnitude} |",
     ),
     "benchmarks.widths": (["--rounds", "5"], "| 5 blocks less, in multiples of 8 | 48% |"),
-    "benchmarks.quantization": (["--only", "layers"], "| int8-dynamic |"),
+    "benchmarks.quantization": (["--only", "layers", "convolutions"], "| all of the network's |"),
     "benchmarks.accuracy": (
         ["--models", "tiny-gpt2", "--patterns", "2:4", "--recipes", "refit=0", "--seeds", "1"]
         + ["--scored", "2", "--calibrated", "2", "--window", "16", "--results", "/dev/null"],
