@@ -1,7 +1,7 @@
 """Each convolution of ResNet-18 alone in ONNX Runtime, of floats and of codes: what its kernels give at best.
 
-A file holds one operator, whose codes come in as codes and go out as codes. Both kinds turn the layout of their input and
-their output on the way, as they do at the ends of a network.
+A file holds one operator, whose codes come in as codes and go out as codes. Both kinds turn the layout of their input
+and their output on the way, as they do at the ends of a network.
 """
 
 import dataclasses

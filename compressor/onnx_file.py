@@ -33,6 +33,8 @@ def to_onnx(graph: Graph) -> ir.Model:
     names = {site.name for site in graph.sites}
     with _quiet_exporter():
         program = torch.onnx.ONNXProgram(_translated(graph).clone(), graph.program())
+        if not graph.points:  # `unquantized.in_floats`
+            onnx_rounding.drop(program.model)
         _stamp(program.model, names)
         program.optimize()
     model = program.model

@@ -35,6 +35,16 @@ def translations() -> dict[Callable, Callable]:
     return {torch.ops.compressor.round_activation.default: translate}
 
 
+def drop(model: ir.Model) -> None:
+    """Take every such node out of a model, so that what was rounded is read as it is."""
+    for node, _ in roundings(model):
+        [x], [y] = node.inputs, node.outputs
+        assert x is not None
+        ir.convenience.replace_all_uses_with(y, x, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+    model.graph.opset_imports.pop(DOMAIN, None)
+
+
 def roundings(model: ir.Model) -> Iterator[tuple[ir.Node, Rounding]]:
     """Every such node of a model, with what it says."""
     for node in list(model.graph.all_nodes()):

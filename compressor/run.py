@@ -35,7 +35,7 @@ from compressor.proof.gathering import Gallery
 from compressor.proof.latency import Comparison, compare
 from compressor.proof.parity import Parity, tolerance
 from compressor.proof.report import Promise, Report, Scores, SiteRecord, Sizes, Unquantized, score_drop
-from compressor.proof.unquantized import before, beside
+from compressor.proof.unquantized import before, beside, in_floats
 from compressor.recipe import Recipe
 from compressor.rounded import unrounded
 from compressor.shapes import Range, choose_shapes, parse_shapes, usual_feeds
@@ -323,13 +323,19 @@ class Export:
     def _beside_unquantized(
         self, evaluation: Evaluation | None, artifact: Run, score: Score | None
     ) -> Unquantized | None:
-        if self.before.graph is None or len(self.recipe.passes) < 2:
+        if not self._follows_others:
             return None
+        assert self.before.graph is not None
 
         def scored(run: Run) -> Score | None:
             return self._score("score the model before it was quantized", evaluation, run)
 
         return beside(self.before.graph, artifact, score, scored, self.source.workloads().values())
+
+    @property
+    def _follows_others(self) -> bool:
+        """Whether quantize comes after other passes."""
+        return self.before.graph is not None and len(self.recipe.passes) > 1
 
     def _scores(
         self, evaluation: Evaluation | None, dense: Score | None, compressed: Score | None, artifact: Score | None
@@ -347,7 +353,20 @@ class Export:
                 inputs = {name: feeds for name, (feeds, _) in finish.read_reference(folder).items()}
                 return finish.time_engines(self.backend, folder, inputs, finish.stand_in(folder, threads=1)[0])
             dense, artifact = self.backend.open(twin, threads=1), self.backend.open(folder, threads=1)
-            return proving.time_beside_dense(self.source, graph, dense, artifact, self.recipe.dtype, self.progress)
+            with self._in_floats(graph) as floats:
+                return proving.time_beside_dense(
+                    self.source, graph, dense, artifact, self.recipe.dtype, self.progress, floats
+                )
+
+    @contextmanager
+    def _in_floats(self, graph: Graph) -> Iterator[Run | None]:
+        """The artifact without its quantization, open while this lasts; None where that is the dense twin."""
+        if not self._follows_others:
+            yield None
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            self.backend.build(in_floats(graph), Path(scratch))
+            yield self.backend.open(Path(scratch), threads=1)
 
     def _report(
         self,

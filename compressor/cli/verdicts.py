@@ -13,6 +13,8 @@ from compressor.proof.latency import Comparison, Latency
 from compressor.proof.report import Promise, Report, Scores, Unquantized
 from compressor.units import human_bytes, human_count
 
+BESIDE = {"not quantized": "not quantized", "onnxruntime": "onnxruntime, CPU"}  # what else is timed, and its title
+
 
 def word_of(is_met: bool) -> tuple[str, str]:
     """The verdict and its style."""
@@ -87,13 +89,13 @@ def _counts(dense: int, own: int, form: Callable[[int], str]) -> tuple[str, str,
 
 
 def latencies(rows: Sequence[Comparison], timed_on: str) -> Table | None:
-    """Dense beside the artifact; ONNX Runtime beside both where an engine was timed; nothing where nothing was."""
+    """Dense beside the artifact, and what else was timed beside both; nothing where nothing was."""
     if not rows:
         return None
     made = table(f"ms, {timed_on}", "dense p50 (p90)", "artifact p50 (p90)", "ratio (quartiles)", "n")
-    beside = [row.latency["onnxruntime"] for row in rows if "onnxruntime" in row.latency]
-    if beside:
-        made.add_column("onnxruntime, CPU", justify="right")
+    beside = {name: title for name, title in BESIDE.items() if name in rows[0].latency}
+    for title in beside.values():
+        made.add_column(title, justify="right")
     for row in rows:
         dense, own = row.latency["dense"], row.latency["artifact"]
         low, high = row.spread["artifact"]
@@ -103,7 +105,7 @@ def latencies(rows: Sequence[Comparison], timed_on: str) -> Table | None:
             milliseconds(own),
             f"{row.ratio['artifact']:.2f}x ({low:.2f}-{high:.2f})",
             str(own.n),
-            *([milliseconds(row.latency["onnxruntime"])] if beside else []),
+            *(milliseconds(row.latency[name]) for name in beside),
         )
     return made
 

@@ -22,6 +22,7 @@ from compressor.source import Source, Stored
 
 GREEDY_TOKENS = 24
 WIDTHS = (4, 8, 16, 32)
+NOT_QUANTIZED = "not quantized"
 
 
 # *** sites ***
@@ -180,16 +181,21 @@ def in_dtype(feeds: Feeds, dtype: str) -> Feeds:
 
 
 def time_beside_dense(
-    source: Source, graph: Graph, dense: Run, artifact: Run, dtype: str, progress: Progress
+    source: Source, graph: Graph, dense: Run, artifact: Run, dtype: str, progress: Progress, floats: Run | None = None
 ) -> tuple[Comparison, ...]:
-    """Each workload on the dense twin and on the artifact, in turn, on one thread."""
+    """Each workload on the dense twin and on the artifact, in turn, on one thread.
+
+    floats: the artifact without its quantization, to be timed beside them.
+    """
+    compressed = {"artifact": artifact} | ({NOT_QUANTIZED: floats} if floats else {})
     workloads = source.workloads()
     with progress.task("timing", total=len(workloads)) as step:
         rows = []
         for name, feeds in workloads.items():
             given = in_dtype(feeds, dtype)
             own = graph.adapt(given)  # before the clock runs
-            rows.append(compare({"dense": dense, "artifact": partial(_ignoring, artifact, own)}, name, given))
+            runs = {whose: partial(_ignoring, run, own) for whose, run in compressed.items()}
+            rows.append(compare({"dense": dense, **runs}, name, given))
             step()
     return tuple(rows)
 

@@ -1,5 +1,6 @@
 """The model before it was quantized: what back-off begins again with, and what codes alone are held against."""
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -29,6 +30,13 @@ def before(recipe: Recipe) -> Before:
     names = [one.name for one in recipe.passes]
     at = names.index(PASS) if PASS in names else 0
     return Before(at if at or (recipe.back_off and names == [PASS]) else None)
+
+
+def in_floats(graph: Graph) -> Graph:
+    """The same weights without codes and roundings, for a runtime to be timed on: it takes no new export."""
+    made = copy.copy(graph)
+    made.grids, made.points = {}, []
+    return made
 
 
 def beside(

@@ -12,7 +12,9 @@ from compressor.contractions import packed, unpacked
 from compressor.errors import BackendError, DataError, RecipeError
 from compressor.pipeline import Context, parse_pass, run_pipeline
 from compressor.proof.parity import difference
+from compressor.proof.unquantized import in_floats
 from compressor.recipe import Recipe
+from compressor.rounded import unrounded
 from tests.compressor.tiny import Compute, graph_of, normal
 
 backend = OnnxRuntime()
@@ -59,6 +61,21 @@ def test_the_artifact_computes_what_torch_computes(name, kind, tmp_path):
     model = onnx_file.read(tmp_path / "model.onnx")
     assert "RoundActivation" not in {node.op_type for node in model.graph}
     assert not any(found.floats for found in backend.stored(tmp_path).values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_codes_and_roundings_it_computes_what_torch_does_without_them(kind, tmp_path):
+    graph = built(MODELS["two readers"], KINDS[kind], tmp_path)
+    backend.build(in_floats(graph), tmp_path)
+    assert {found.dtype for found in backend.stored(tmp_path).values()} == {"float32"}
+    feeds = {"x0": normal(7, 32, seed=7)}
+    assert (
+        difference(unrounded(graph), backend.open(tmp_path, 1), feeds)
+        < 1e-5
+        < difference(unrounded(graph), graph.run, feeds)
+    )
+    assert graph.points
+    assert graph.grids
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,6 +191,7 @@ def test_an_export_proves_its_codes(tmp_path, quick):
     [positions] = [site for site in report.sites if site.name == "transformer.wpe.weight"]
     assert (positions.status, positions.dtype, positions.holds) == ("changed", "int8", True)
     assert report.sizes.artifact_bytes < 0.3 * report.sizes.dense_bytes
+    assert {whose for row in report.latency for whose in row.latency} == {"dense", "artifact", "not quantized"}
 
 
 def test_no_sum_of_two_products_leaves_sixteen_bits(tmp_path):

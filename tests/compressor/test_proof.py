@@ -206,6 +206,8 @@ def test_every_workload_is_timed_on_both():
     [row] = time_beside_dense(Echo(normal(3)), graph, doubled, doubled, "float32", QUIET)  # type: ignore[arg-type]
     assert row.workload == "example"
     assert set(row.latency) == {"dense", "artifact"}
+    [row] = time_beside_dense(Echo(normal(3)), graph, doubled, doubled, "float32", QUIET, doubled)  # type: ignore[arg-type]
+    assert list(row.latency) == ["dense", "artifact", "not quantized"]
 
 
 # *** verdict ***

@@ -16,6 +16,7 @@ from compressor.commands.inspection import inspect
 from compressor.commands.planning import Cost, Plan
 from compressor.layout import folded
 from compressor.proof.costs import CostChange, Costs
+from compressor.proof.latency import Comparison, Latency
 from compressor.proof.report import Promise, Report, SiteRecord
 from compressor.units import human_bytes, human_seconds
 from tests.compressor.test_report import report
@@ -102,6 +103,15 @@ def test_the_model_before_it_was_quantized_stands_beside_the_artifact():
         text.split()
     )
     assert "quantized" not in shown(show_report, report(unquantized=None))
+
+
+def test_what_else_was_timed_has_a_column_with_its_title():
+    one = Latency(12.34, 13.2, 200)
+    names = ("dense", "artifact", "not quantized")
+    row = Comparison("decode at 128", dict.fromkeys(names, one), {"artifact": 1.0}, {"artifact": (0.9, 1.1)})
+    text = shown(show_report, report(latency=(row,)))
+    assert re.search(r"n +not quantized\n", text)
+    assert text.count("12.34 (13.20)") == 3
 
 
 def test_a_drop_that_is_no_number_is_not_called_better():
