@@ -125,7 +125,7 @@ def _laid_out(one: Contraction, codes: np.ndarray) -> np.ndarray:
 def _lookup(model: ir.Model, node: ir.Node, weight: ir.Value, scale: ir.Value) -> None:
     tape, ids = Tape(), node.inputs[1]
     axis = constant(model, f"{weight.name}.last", np.array([-1], np.int64))
-    rows = tape.op("Cast", [tape.op("Gather", [weight, ids], {"axis": 0})], {"to": ir.DataType.FLOAT})
+    rows = tape.op("Cast", [tape.op("Gather", [weight, ids], {"axis": 0})], {"to": scale.dtype})
     y = tape.op("Mul", [rows, tape.op("Unsqueeze", [tape.op("Gather", [scale, ids], {"axis": 0}), axis])])
     replace(model, node, tape, y)
 

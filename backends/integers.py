@@ -5,7 +5,8 @@
     int4, activation in blocks             MatMulNBits, which rounds the activation itself
     an embedding of the same int8 codes    Gather of codes and of scales, Cast, Mul
 
-ONNX Runtime makes one kernel of the first row. MatMulNBits reads no Gemm, so a bias is added after the product.
+ONNX Runtime makes one kernel of the first row, for float32 alone: in float16 a Cast stands before and behind it.
+MatMulNBits has one for either. It reads no Gemm, so a bias is added after the product.
 """
 
 from collections.abc import Mapping
@@ -58,8 +59,9 @@ def _rounding(one: Contraction, rounded: Mapping[ir.Node, Rounding]) -> tuple[ir
 
 def _quantized(model: ir.Model, rounding: ir.Node) -> tuple[ir.Value, ...]:
     """(codes, scale, zero) of an activation, made where it was to be rounded."""
-    tape = Tape()
-    made = tape.op_multi_out("DynamicQuantizeLinear", [rounding.inputs[0]], num_outputs=3)
+    tape, x = Tape(), rounding.inputs[0]
+    assert x is not None
+    made = tape.op_multi_out("DynamicQuantizeLinear", [_in_float(tape, x)], num_outputs=3)
     model.graph.insert_before(rounding, tape.nodes)
     return tuple(made)
 
@@ -71,8 +73,13 @@ def _eight_bits(model: ir.Model, one: Contraction, activation: tuple[ir.Value, .
     if reads_rows(one):
         B = tape.op("Transpose", [weight], {"perm": [1, 0]})
     product = tape.op("MatMulInteger", [x, B, x_zero], metadata_props={SITE: one.site})
-    y = tape.op("Mul", [tape.op("Cast", [product], {"to": ir.DataType.FLOAT}), tape.op("Mul", [x_scale, scale])])
-    replace(model, node, tape, y)
+    scales = tape.op("Mul", [x_scale, _in_float(tape, scale)])
+    y = tape.op("Mul", [tape.op("Cast", [product], {"to": ir.DataType.FLOAT}), scales])
+    replace(model, node, tape, y if scale.dtype == ir.DataType.FLOAT else tape.op("Cast", [y], {"to": scale.dtype}))
+
+
+def _in_float(tape: Tape, x: ir.Value) -> ir.Value:
+    return tape.op("Cast", [x], {"to": ir.DataType.FLOAT}) if x.dtype == ir.DataType.FLOAT16 else x
 
 
 def _four_bits(model: ir.Model, one: Contraction, x: ir.Value | None, of: Coded, rounding: Rounding) -> None:

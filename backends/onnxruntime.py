@@ -31,7 +31,7 @@ class OnnxRuntime:
     quantizes: Mapping[str, Kernels] = {
         "int8": Kernels(rounds_outputs=True),
         "int8-dynamic": Kernels(),
-        "int4": Kernels(),
+        "int4": Kernels(dtypes=("float32", "float16")),
     }
 
     def __init__(self, *, exact: bool = False):

@@ -5,6 +5,7 @@
     python -m benchmarks.quantization --only resnet18       pictures of 224 x 224, whole and with half the channels
     python -m benchmarks.quantization --only layers         single layers alone: what kernels give at best
     python -m benchmarks.quantization --only convolutions   the same of each convolution of ResNet-18
+    python -m benchmarks.quantization --only products       the matrices of GPT-2 alone, one row
     python -m benchmarks.quantization --only accuracy       gpt2-mini and ResNet-20, trained, scored in torch
 
 Speed and size are of random weights, on which they do not depend. Times are of the wall, and of the thread that
@@ -99,6 +100,30 @@ def layers() -> None:
         both = torch.cat([x, x]) if len(x) == 1 else x  # an axis that varies is not captured at length 1
         with artifacts(lambda layer=layer, both=both: captured(layer, both), kinds, [{"x": both}]) as made:  # type: ignore[misc]
             _table("One layer alone", made, {name: {"x": x}})
+
+
+def products() -> None:
+    """The matrices of GPT-2, 124 M, one after another and nothing else: what a decoded token gains at best."""
+    x = torch.randn(1, 768, generator=torch.Generator().manual_seed(0))
+    # In the model the head shares its weight with the embedding, and has 8 bits of any kind.
+    kinds = {kind: text.replace("int4", "int4,wide=[head.weight]") for kind, text in KINDS.items()}
+    both = torch.cat([x, x])
+    with artifacts(lambda: captured(_Products(), both), kinds, [{"x": torch.randn(64, 768)}]) as made:
+        _table("The matrices of GPT-2, 124 M, alone", made, {"one row": {"x": x}})
+
+
+class _Products(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = [(768, 2304), (768, 768), (768, 3072), (3072, 768)] * 12
+        self.layers = nn.ModuleList(nn.Linear(*size) for size in sizes)
+        self.head = nn.Linear(768, 50257, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x[:, : layer.in_features])  # of queries, keys and values the first alone
+        return self.head(x)
 
 
 def resnet(width: int) -> nn.Module:
@@ -202,7 +227,14 @@ def _scores(model: str, data: str, samples: int) -> None:
         print(f"| {options} | {score.value:.2f} | {worse} |", flush=True)
 
 
-PARTS = {"layers": layers, "convolutions": convolutions, "resnet18": resnet18, "gpt2": gpt2, "accuracy": accuracy}
+PARTS = {
+    "layers": layers,
+    "convolutions": convolutions,
+    "products": products,
+    "resnet18": resnet18,
+    "gpt2": gpt2,
+    "accuracy": accuracy,
+}
 
 
 def main() -> None:

@@ -106,7 +106,7 @@ class Export:
         reference = self._in_dtype(graph)
         engine = self._build(graph, reference, folder, shapes)
         proven = self._prove(graph, reference, outcomes, engine, folder, evaluation, dense, compressed, gallery)
-        latency = self._time(graph, folder, twin, engine)
+        latency = self._time(graph, reference, folder, twin, engine)
         sizes = Sizes(
             folder_size(twin or folder, f"{MODEL_FILE}*"),
             folder_size(folder, f"{MODEL_FILE}*"),
@@ -345,7 +345,9 @@ class Export:
         drop, stderr = score_drop(dense, artifact)
         return Scores(evaluation.description, dense, compressed, artifact, drop, stderr, self.recipe.max_drop)
 
-    def _time(self, graph: Graph, folder: Path, twin: Path | None, engine: Engine | None) -> tuple[Comparison, ...]:
+    def _time(
+        self, graph: Graph, reference: Graph, folder: Path, twin: Path | None, engine: Engine | None
+    ) -> tuple[Comparison, ...]:
         with self._stage("time the artifact"):
             if twin is None or (engine and not engine.runs_here):
                 return ()
@@ -353,7 +355,7 @@ class Export:
                 inputs = {name: feeds for name, (feeds, _) in finish.read_reference(folder).items()}
                 return finish.time_engines(self.backend, folder, inputs, finish.stand_in(folder, threads=1)[0])
             dense, artifact = self.backend.open(twin, threads=1), self.backend.open(folder, threads=1)
-            with self._in_floats(graph) as floats:
+            with self._in_floats(reference) as floats:
                 return proving.time_beside_dense(
                     self.source, graph, dense, artifact, self.recipe.dtype, self.progress, floats
                 )

@@ -1,5 +1,7 @@
 """Quantized weights as ONNX Runtime runs them: they compute what torch computes, and the codes hold the zeros."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -61,6 +63,29 @@ def test_the_artifact_computes_what_torch_computes(name, kind, tmp_path):
     model = onnx_file.read(tmp_path / "model.onnx")
     assert "RoundActivation" not in {node.op_type for node in model.graph}
     assert not any(found.floats for found in backend.stored(tmp_path).values())
+
+
+@pytest.mark.parametrize("net", [EMBEDDING, UNTIED], ids=["tied", "untied"])
+def test_four_bits_in_half_precision_have_the_codes_of_single_and_compute_what_torch_computes(net, tmp_path):
+    text = KINDS["int4"].replace("}", ",embeddings=true}")
+    graph, half = (
+        graph_of(copy.deepcopy(net).to(kind), normal(4, 32).to(kind)) for kind in (torch.float32, torch.float16)
+    )
+    quantize(graph, text)
+    graph.repeat_on(half)
+    backend.build(half, tmp_path)
+    stored = backend.stored(tmp_path)
+    assert {name: (found.dtype, found.scale.dtype) for name, found in stored.items()} == {
+        "e.weight": ("int8", torch.float16), "l.weight": ("int4", torch.float16),
+    }  # fmt: skip
+    assert all(torch.equal(found.W, graph.codes(name)[0]) for name, found in stored.items())
+    assert difference(half.run, backend.open(tmp_path, 1), {"x0": (9 * normal(5, 32)).half()}) < 2e-2
+    large = [
+        x
+        for x in onnx_file.read(tmp_path / "model.onnx").graph.initializers.values()
+        if x.const_value.nbytes >= 64 * 32
+    ]
+    assert [x.name for x in large] == ["e.weight"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,13 +174,15 @@ def test_four_bit_codes_pack_and_unpack():
 @pytest.mark.parametrize(
     ("settings", "found"),
     [
-        ("backend=tensorrt", "has no int4 kernels"),
-        ("dtype=float16", "has no kernels that make float16 of int4 codes"),
+        ("backend=tensorrt} | quantize{kind=int4}", "has no int4 kernels"),
+        ("dtype=bfloat16,backend=tensorrt} | quantize{kind=int8}", "no kernels that make bfloat16 of int8 codes"),
+        ("dtype=float16} | quantize{kind=int8}", "no kernels that make float16 of int8 codes"),
+        ("dtype=float16} | quantize{kind=int8-dynamic}", "no kernels that make float16 of int8-dynamic codes"),
     ],
 )
 def test_a_runtime_without_kernels_refuses_before_anything_is_done(settings, found, tmp_path):
     with pytest.raises(BackendError, match=found):
-        driver.export(None, f"export{{model=tiny-gpt2,{settings}}} | quantize{{kind=int4}}", output=tmp_path / "out")
+        driver.export(None, f"export{{model=tiny-gpt2,{settings}", output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -165,6 +192,7 @@ def test_a_runtime_without_kernels_refuses_before_anything_is_done(settings, fou
         ("export{backend=tensorrt} | quantize{kind=int8}", "float16"),
         ("export{backend=tensorrt,dtype=float32} | quantize{kind=int8}", "float32"),
         ("export | quantize{kind=int8}", "float32"),
+        ("export{dtype=float16} | quantize{kind=int4}", "float16"),
     ],
 )
 def test_all_but_the_codes_is_what_the_kernels_make_of_them(recipe, dtype):
