@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 Scale = Callable[[float], float]
+HALF = 3.2
+"""Half of a character's width, so that no label is cut at the right edge."""
 
 
 def tag(name: str, *inside: str, **attributes: object) -> Markup:
@@ -74,7 +76,9 @@ class Frame:
         labels = [
             tag("text", self.y.text(t), x=self.left - 6, y=self.at_y(t) + 3.5, text_anchor="end") for t in self.y.ticks
         ]
-        labels += [tag("text", self.x.text(t), x=self.at_x(t), y=foot + 13, text_anchor="middle") for t in self.x.ticks]
+        for text, x in ((self.x.text(t), self.at_x(t)) for t in self.x.ticks):
+            inside = min(x, self.width - HALF * len(text))
+            labels.append(tag("text", text, x=inside, y=foot + 13, text_anchor="middle"))
         middle = (self.left + self.width - self.right) / 2
         name = tag("text", x_title, class_="name", x=middle, y=self.height - 4, text_anchor="middle")
         base = tag("line", class_="base", x1=self.left, x2=self.width - self.right, y1=foot, y2=foot)

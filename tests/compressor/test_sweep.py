@@ -16,10 +16,11 @@ from compressor.cache import Cache
 from compressor.commands.sweeping import run
 from compressor.commands.sweeping.pareto import COSTS, front
 from compressor.commands.sweeping.plot import legend, log_ticks, picture, round_ticks
-from compressor.commands.sweeping.point import Point, Speed
-from compressor.commands.sweeping.run import Sweep, sweep
+from compressor.commands.sweeping.point import Point, Speed, timed_beside
+from compressor.commands.sweeping.run import Sweep, _usual, sweep
 from compressor.commands.sweeping.table import show_sweep
 from compressor.errors import OutputError, RecipeError
+from compressor.page.svg import HALF, Axis, Frame
 from compressor.proof import latency, proving
 from compressor.proof.report import Report, Sizes
 from compressor.recipe import Recipe
@@ -235,7 +236,27 @@ def test_equals_are_both_on_the_front_and_failures_are_not():
     assert [one.name[0] for one in front(points, COSTS["non-zero weights"])] == ["a", "b"]
 
 
+def test_tokens_per_second_are_at_the_pace_that_the_machine_had_with_the_dense_model():
+    def timed(dense_ms: float, ratio: float) -> Point:
+        speed = Speed("decode at 128", dense_ms / ratio, 1.0, 10, dense_ms, 1.0, ratio, ratio, ratio)
+        return Point({"sparsity": str(ratio)}, "export", speeds=(speed,))
+
+    points = [timed(80.0, 1.1), timed(10.0, 1.2), timed(20.0, 2.0)]  # the machine was busy with the first of them
+    usual = _usual(Point({}, "export"), points)
+    assert usual is points[2]
+    dense = Point({}, "export", speeds=timed_beside(usual))
+    assert dense.tokens_per_second == pytest.approx(50)
+    assert [one.rate(dense) for one in (dense, *points)] == pytest.approx([50, 55, 60, 100])
+    assert Point({}, "export").rate(dense) is None
+
+
 # *** how it looks ***
+
+
+def test_a_label_at_the_right_edge_is_not_cut():
+    frame = Frame(Axis(0, 1, [0.0, 0.5, 1.0], lambda x: f"{x:.0%} of it"), Axis(0, 1, [], str))
+    placed = [float(x) for x in re.findall(r'<text x="([\d.]+)" y="183"', frame.draw("", "", []))]
+    assert placed == pytest.approx([48, 200, 360 - HALF * len("100% of it")])
 
 
 def test_ticks_are_round_numbers_between_the_ends():

@@ -76,7 +76,17 @@ class Point:
     @property
     def tokens_per_second(self) -> float | None:
         """Of a language model that decodes one sequence with its cache; None for other models, or when not timed."""
-        return next((1000 / one.p50 for one in self.speeds if one.workload.startswith("decode")), None)
+        return 1000 / self._decode.p50 if self._decode else None
+
+    def rate(self, dense: "Point") -> float | None:
+        """Tokens per second at the pace that the machine had with the dense model: its rate, times the ratio to the
+        twin that was timed in turn. Their own milliseconds may be of another hour."""
+        per_second = dense.tokens_per_second
+        return per_second * self._decode.ratio if per_second and self._decode else None
+
+    @property
+    def _decode(self) -> Speed | None:
+        return next((one for one in self.speeds if one.workload.startswith("decode")), None)
 
     @property
     def time_share(self) -> float | None:

@@ -71,7 +71,8 @@ def _figures(point: Point, points: Sequence[Point]) -> list[str]:
         f"{point.drop:+.1f}{' ' if point.higher_is_better else '%'}" if point.varied and point.drop is not None else ""
     )
     speeds = [f"{point.speeds[0].ratio:.2f}x" if point.speeds and point.varied else ""]
-    speeds.append(f"{point.tokens_per_second:.0f}" if point.tokens_per_second else "")
+    rate = point.rate(points[0])
+    speeds.append(f"{rate:.0f}" if rate else "")
     speeds = speeds[: len(_speed_titles(points))]
     share = f"{point.nonzero / point.parameters:.1%}" if point.parameters else ""
     return [score, worse, *speeds, human_bytes(point.zipped), share]
@@ -81,9 +82,10 @@ def _footing(found: Sweep) -> str:
     facts, n = found.dense.facts, len(found.points) + 1
     again = f", {found.cached} of {n} points from the cache" if found.cached else ""
     workload = next((f" ({point.speeds[0].workload})" for point in found.points if point.speeds), "")
+    rate = "tokens/s: the dense model's, times such a ratio\n" if found.dense.tokens_per_second else ""
     return (
         f"scored on {facts.get('scored on', 'nothing')}\n"
-        f"faster: than a dense twin timed in turn, on {facts.get('timed on', '')}{workload}\n"
+        f"faster: than a dense twin timed in turn, on {facts.get('timed on', '')}{workload}\n{rate}"
         "best: none of the others has as few non-zero weights and scores as well\n"
         f"{human_seconds(found.seconds)}{again}; plots in {found.output}/{PAGE}"
     )
