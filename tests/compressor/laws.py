@@ -24,11 +24,14 @@ def some(groups: Iterable[ChannelGroup], share: float = 0.25, seed: int = 0) -> 
 
 
 def unsettle(graph: Graph) -> None:
-    """Biases, scales and statistics that are neither 0 nor 1, so that a channel that is left in shows."""
+    """Biases, scales and statistics that are neither 0 nor 1, so that a channel that is left in shows.
+
+    So is whatever else is the same everywhere: torchvision starts heads at 0 and ConvNeXt's branches at 1e-6.
+    """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for x in graph.module.parameters():
-            if x.ndim == 1:
+            if x.ndim == 1 or bool((x == x.flatten()[0]).all()):
                 x.add_(0.1 * torch.randn(x.shape, generator=generator, dtype=x.dtype))
         for name, buffer in graph.module.named_buffers():
             if name.endswith("running_mean"):
