@@ -92,7 +92,7 @@ def facts() -> Table:
     """Two columns: a name, and what there is to say of it."""
     made = Table.grid(padding=(0, 2, 0, 0))
     made.add_column(no_wrap=True, style="bold")
-    made.add_column()
+    made.add_column(overflow="fold")
     return made
 
 

@@ -159,7 +159,9 @@ class Recipe:
         """The recipe in a YAML file, or of an artifact's folder. Raises RecipeError."""
         path = path / "recipe.yaml" if path.is_dir() else path
         if not path.exists():
-            raise RecipeError(f"cannot find the recipe {path}", hint="a recipe.yaml, or the folder of an artifact")
+            beside = ", ".join(sorted(other.name for other in path.parent.glob("*.yaml")))
+            hint = "a recipe.yaml, or the folder of an artifact"
+            raise RecipeError(f"cannot find the recipe {path}", found=beside or None, hint=hint)
         try:
             return Recipe.from_yaml(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:

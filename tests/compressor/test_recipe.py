@@ -178,7 +178,11 @@ def test_reads_a_file_or_the_folder_of_an_artifact(tmp_path):
 def test_a_missing_recipe_says_what_would_be_one(tmp_path):
     with pytest.raises(RecipeError, match="cannot find the recipe") as caught:
         Recipe.read(tmp_path)
-    assert caught.value.hint == "a recipe.yaml, or the folder of an artifact"
+    assert (caught.value.found, caught.value.hint) == (None, "a recipe.yaml, or the folder of an artifact")
+    (tmp_path / "0.5-none.yaml").write_text("")
+    with pytest.raises(RecipeError, match="cannot find the recipe") as caught:
+        Recipe.read(tmp_path / "0.5.yaml")
+    assert caught.value.found == "0.5-none.yaml"
 
 
 def test_a_file_that_is_no_text_is_refused_in_words(tmp_path):
