@@ -4,6 +4,7 @@
     python -m benchmarks.quantization --only gpt2           file, prefill and decode of a GPT-2 of 124 M parameters
     python -m benchmarks.quantization --only resnet18       pictures of 224 x 224, whole and with half the channels
     python -m benchmarks.quantization --only layers         single layers alone: what kernels give at best
+    python -m benchmarks.quantization --only half           a layer of 4 bits in float32, and in float16
     python -m benchmarks.quantization --only convolutions   the same of each convolution of ResNet-18
     python -m benchmarks.quantization --only products       the matrices of GPT-2 alone, one row
     python -m benchmarks.quantization --only accuracy       gpt2-mini and ResNet-20, trained, scored in torch
@@ -13,6 +14,7 @@ computes, which other work on the machine does not stop.
 """
 
 import argparse
+import copy
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -100,6 +102,27 @@ def layers() -> None:
         both = torch.cat([x, x]) if len(x) == 1 else x  # an axis that varies is not captured at length 1
         with artifacts(lambda layer=layer, both=both: captured(layer, both), kinds, [{"x": both}]) as made:  # type: ignore[misc]
             _table("One layer alone", made, {name: {"x": x}})
+
+
+def half() -> None:
+    """One layer alone in 4 bits, with scales and activations of float32, and of float16."""
+    layer, text = nn.Linear(768, 3072), parse_pass(KINDS["int4"])
+    for rows in (128, 1):
+        x = torch.randn(rows, 768, generator=torch.Generator().manual_seed(0))
+        both, given = torch.cat([x, x]), {"x": x.half()}
+        graph, in_half = captured(copy.deepcopy(layer), both), captured(copy.deepcopy(layer).half(), both.half())
+        run_pipeline(graph, [text], Context(lambda n: [], kernels=backend.quantizes))
+        graph.repeat_on(in_half)
+        four = {"int4": KINDS["int4"]}
+        with tempfile.TemporaryDirectory() as folder, artifacts(lambda: captured(layer, both), four, []) as made:  # noqa: B023
+            backend.build(in_half, Path(folder))
+            run = backend.open(Path(folder), threads=1)
+            made["int4, float16"] = (lambda _: run(given)), folder_size(Path(folder), "model.onnx*")  # noqa: B023
+            _table(
+                "One layer alone, 4 bits in half precision",
+                made,
+                {f"768 to 3072, {rows} row{'s' * (rows > 1)}": {"x": x}},
+            )
 
 
 def products() -> None:
@@ -229,6 +252,7 @@ def _scores(model: str, data: str, samples: int) -> None:
 
 PARTS = {
     "layers": layers,
+    "half": half,
     "convolutions": convolutions,
     "products": products,
     "resnet18": resnet18,
