@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from compressor.cli.listing import Names
+from compressor.cli.sites import site_table
 from compressor.cli.terminal import show_inspection, show_names, show_plan, show_report
 from compressor.commands.inspection import inspect
 from compressor.commands.planning import Cost, Plan
@@ -218,3 +219,24 @@ def test_no_name_in_a_table_breaks_inside_a_word():
     text = shown(show_report, report(sites=long_names()))
     assert "query_key_value_projection" in text
     assert "\nmodel.text_model." in text
+
+
+def test_names_that_figures_leave_no_room_have_lines_of_their_own():
+    sites = tuple(
+        SiteRecord(
+            f"transformer.h.{i}.attn.c_attn.weight", "mm", (128, 288), 0, "changed", sparsity=0.02 * i, holds=True,
+            relative_error=0.004 * i, dtype="int8", rounding_error=0.0001 * i, dense_shape=(128, 384),
+        )
+        for i in (1, 2)
+    )  # fmt: skip
+
+    def lines(width: int) -> list[str]:
+        text = shown(lambda made, console: console.print(site_table(made, False)), sites, width=width)
+        return [line.rstrip() for line in text.splitlines()]
+
+    name = "transformer.h.*.attn.c_attn (2)"
+    figures = "  128x288  128x384     0  smaller yes  2%-4%  0.4%-0.8%  int8  0.01%-0.02%"
+    title, titles, *rows = lines(80)
+    assert (title, rows) == ("weight", [name, figures])
+    assert titles.split() == ["shape", "was", "axis", "pattern", "zeros", "error", "type", "rounding"]
+    assert lines(120)[1:] == [f"{name}{figures}"]
