@@ -22,14 +22,13 @@ def tolerance(run: Run, workloads: Iterable[Feeds], dtype: str, unrounded: Run |
     """How far another runtime may be from a run.
 
     unrounded: the same without the rounding of activations, where it rounds them. In a deep model the codes of later
-        layers have nothing to do with each other once one of them has fallen the other way, so two runtimes may differ
-        by as much as all of this rounding changes. In half precision they fall apart from the first layer on, each as
-        far from what neither rounds: twice as much.
+        layers have nothing to do with each other once one of them has fallen the other way. Then each of two runtimes
+        is as far from what neither rounds as all of this rounding changes, and they from each other twice as far.
     """
     if unrounded is None:
         return TOLERANCE[dtype]
     changed = max(difference(unrounded, run, feeds) for feeds in workloads)
-    return max(ROUNDED, changed if dtype == "float32" else 2 * changed)
+    return max(ROUNDED, 2 * changed)
 
 
 @dataclass(frozen=True)

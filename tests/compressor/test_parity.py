@@ -79,8 +79,8 @@ def test_less_precision_is_allowed_more():
     assert TOLERANCE["float32"] < TOLERANCE["float16"] < TOLERANCE["bfloat16"]
 
 
-@pytest.mark.parametrize(("shift", "allowed"), [(0.0, ROUNDED), (0.25, 0.25)])
-def test_where_activations_are_rounded_what_rounding_changes_is_allowed(shift, allowed):
+@pytest.mark.parametrize(("shift", "allowed"), [(0.0, ROUNDED), (0.25, 0.5)])
+def test_where_activations_are_rounded_twice_what_rounding_changes_is_allowed(shift, allowed):
     def rounded(feeds):
         return {"y": torch.tensor([4.0, feeds["x"]])}
 
@@ -90,8 +90,6 @@ def test_where_activations_are_rounded_what_rounding_changes_is_allowed(shift, a
     workloads = [{"x": 1.0}, {"x": 2.0}]
     assert tolerance(rounded, workloads, "float32", unrounded) == pytest.approx(allowed)
     assert tolerance(rounded, workloads, "float32") == TOLERANCE["float32"]
-    if shift:
-        assert tolerance(rounded, workloads, "float16", unrounded) == pytest.approx(2 * allowed)
 
 
 @pytest.mark.parametrize(("allowed", "text"), [(1e-4, "1e-04"), (0.163, "1.6e-01")])
