@@ -22,7 +22,8 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def typed(body: str) -> list[str]:
-    return [line for line in body.splitlines() if line.startswith(("compress ", "cat "))]
+    whole = body.replace("\\\n", "")
+    return [line for line in whole.splitlines() if line.startswith(("compress ", "cat "))]
 
 
 def run(command: str, folder: Path, in_shell: bool) -> None:
