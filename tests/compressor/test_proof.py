@@ -101,6 +101,17 @@ def test_what_was_left_or_refused_is_not_judged_but_shown(graph):
         assert (found.status, found.reason, found.holds, found.sparsity) == (status, "why", None, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("scale", "holds"), [(2.0**-14, True), (2.0**-15, False), (0.0, False), (float("inf"), False), (-1.0, False)]
+)
+def test_scales_of_codes_have_to_be_normal_positive_numbers_of_their_type(graph, scale, holds):
+    with torch.no_grad():
+        graph.sites[0].weight.zero_()
+    stored = Stored(torch.zeros(4, 8), "", dtype="int8", scale=torch.full((4, 1), scale, dtype=torch.float16))
+    [found] = site_records(graph, [Row("weight", "changed", dtype="int8")], {"weight": stored})
+    assert found.holds is holds
+
+
 def test_a_site_that_no_pass_names_says_so(graph):
     [found] = site_records(graph, [], {})
     assert (found.status, found.reason) == ("left", "no pass names it")
