@@ -70,6 +70,7 @@ FLAGS = (
         names=("--batchnorm/--no-batchnorm",),
     ),
     Flag("sparsify", "reconstruct", int, "Steps of Adam on each block's kept weights; 0 switches them off."),
+    Flag("sparsify", "distill", int, "Such steps on all of them at once, to what the dense model puts out."),
     Flag("sparsify", "damping", float, "Share of each channel's energy added to its Gram matrix; 0 chooses."),
     Flag("sparsify", "samples", int, "Calibration samples.", names=("--calibration-samples",)),
     Flag(

@@ -183,7 +183,8 @@ class Effort:
     """What a pass does with each block besides looking at it.
 
     solves: how often its sites are solved. is_beside: whether the dense model is run beside. checks: how often samples
-    held out are asked. steps: of gradient descent. observed: samples that are run through the model before all this.
+    held out are asked. steps: of gradient descent. observed: samples that are run through the model before all this;
+    distilled: that go through it forth and back after it, beside the dense model.
     """
 
     solves: int = 1
@@ -191,6 +192,7 @@ class Effort:
     checks: int = 0
     steps: int = 0
     observed: int = 0
+    distilled: int = 0
 
 
 @runtime_checkable

@@ -42,7 +42,7 @@ class Progressed:
 
 @dataclass
 class Fit:
-    """One training run."""
+    """One training run. doing: what it is called while it lasts."""
 
     student: Student
     objective: Objective
@@ -53,6 +53,7 @@ class Fit:
     optimizer: Any
     accelerator: Any
     checkpoint: Checkpoint
+    doing: str = "recovering"
     order: Order = field(init=False)
     best: dict[str, Tensor] = field(init=False)
 
@@ -63,7 +64,7 @@ class Fit:
     def run(self, progress: Progress) -> Progressed:
         """Take the steps; leaves the best state in `best`."""
         at = self._resumed()
-        with progress.task("recovering", total=self.plan.steps) as show:
+        with progress.task(self.doing, total=self.plan.steps) as show:
             for _ in range(at.step):
                 show()
             if not at.step:
@@ -177,3 +178,14 @@ def _load_moments(optimizer: Any, tensors: Mapping[str, Tensor]) -> None:
         i, _, name = key.partition(".")
         state.setdefault(int(i), {})[name] = x
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def accelerator_of(precision: str) -> Any:
+    """accelerate's device and precision."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    can_mix = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    mixes = precision == "bfloat16" or (precision == "auto" and can_mix)
+    AcceleratorState._reset_state()  # it keeps the precision of the first run in a process
+    return Accelerator(mixed_precision="bf16" if mixes else "no")

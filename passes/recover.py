@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 
 from compressor.errors import DataError, InternalError, RecipeError
+from compressor.fingerprint import digest, own_code
 from compressor.graph import Graph
 from compressor.passes.augment import WAYS
 from compressor.passes.checkpoint import Checkpoint
-from compressor.passes.fit import Fit, Progressed
+from compressor.passes.fit import Fit, Progressed, accelerator_of
 from compressor.passes.held import Held
 from compressor.passes.objectives import Labels, Objective, Teacher
 from compressor.passes.order import Order, Plan
@@ -141,10 +142,10 @@ class Recover:
             raise InternalError(f"recover has changed the shape of {broken[0]}, or a zero of it")
 
     def _fit(self, graph: Graph, training: Training, context: Context) -> Fit:
-        accelerator = _accelerator(self.precision)
+        accelerator = accelerator_of(self.precision)
         student = Student(graph, accelerator.device)
         objective = self._objective(graph, training, context, accelerator.device)
-        key = f"{format_pass(self)} {context.seed} {training.description} {student.digest()}"
+        key = digest(own_code(), format_pass(self), context.seed, training.description, student.digest())
         return Fit(
             student,
             objective,
@@ -192,14 +193,3 @@ class Recover:
             f"held-out loss {done.first:.4g} -> {done.least:.4g} on {len(fit.order.held)} samples, "
             f"best after step {done.best}; {fit.training.description}"
         )
-
-
-def _accelerator(precision: str) -> Any:
-    """accelerate's device and precision."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    can_mix = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    mixes = precision == "bfloat16" or (precision == "auto" and can_mix)
-    AcceleratorState._reset_state()  # it keeps the precision of the first run in a process
-    return Accelerator(mixed_precision="bf16" if mixes else "no")

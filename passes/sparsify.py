@@ -13,6 +13,7 @@ from compressor.graph import Graph
 from compressor.passes import batchnorm, inputs
 from compressor.passes.allocate import SHARES
 from compressor.passes.blockwise import effort, solve_blocks
+from compressor.passes.distill import BATCH, distill
 from compressor.passes.gates import ask, decide, undivided
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
@@ -64,12 +65,13 @@ class Sparsify:
     damping: share of each channel's energy added to the Gram matrix; 0 chooses clamp(d / rows, 0.01, 1).
     reconstruct: steps of Adam on the kept weights of each block, its biases and its norms, that fit the block's outputs
         to what `match` says; the state is kept with which the scored output on held-out samples is nearest.
+    distill: steps of Adam on the kept weights of all sites at once, biases and norms, that bring the scored output to
+        the dense model's on calibration samples; the state is kept that does best on an eighth of them, held out.
     samples: how many calibration samples are used.
     targets, ignore: globs over site names.
     """
 
     name: ClassVar[str] = "sparsify"
-    needs_dense: ClassVar[bool] = False
     without_data: ClassVar[str] = "--method magnitude --refit 0"
 
     pattern: str
@@ -85,6 +87,7 @@ class Sparsify:
     batchnorm: bool = True
     damping: float = 0.0
     reconstruct: int = 0
+    distill: int = 0
     samples: int = 128
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
@@ -100,11 +103,12 @@ class Sparsify:
         self._check_scope()
         self._check_dense()
         if (
-            min(self.refit, self.loss_refit, self.damping, self.reconstruct) < 0
+            min(self.refit, self.loss_refit, self.damping, self.reconstruct, self.distill) < 0
             or min(self.samples, self.iterations) < 1
         ):
             raise RecipeError(
-                "refit, loss_refit, damping and reconstruct cannot be negative; samples and iterations are at least 1"
+                "refit, loss_refit, damping, reconstruct and distill cannot be negative;"
+                " samples and iterations are at least 1"
             )
 
     @property
@@ -168,8 +172,12 @@ class Sparsify:
     @property
     def needs_data(self) -> bool:
         """Magnitude without refit reads the weights alone."""
-        fits = self.refit > 0 or self.reconstruct > 0 or self.match == "dense"
+        fits = self.refit > 0 or self.reconstruct > 0 or self.needs_dense or self.match == "dense"
         return self.method != "magnitude" or fits or self._is_felt
+
+    @property
+    def needs_dense(self) -> bool:
+        return self.distill > 0
 
     @property
     def gradient_samples(self) -> int:
@@ -177,7 +185,8 @@ class Sparsify:
 
     def effort(self, graph: Graph) -> Effort:
         is_observed = self._is_ordered and self.method != "magnitude"
-        return effort(decide(self, graph, graph.sites), graph, observed=ORDER_SAMPLES if is_observed else 0)
+        decided, observed = decide(self, graph, graph.sites), ORDER_SAMPLES if is_observed else 0
+        return effort(decided, graph, observed, distilled=BATCH * self.distill)
 
     def plan(self, graph: Graph) -> list[Row]:
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)
@@ -210,6 +219,8 @@ class Sparsify:
             if site not in solved:
                 rows[site.name] = Row(site.name, "left", f"among the {self.dense:.0%} that {self.pattern} costs most")
         said = (*said, *undivided(self, decided), *decided._said(reordered, solved))
+        if self.distill:
+            said = (*said, distill(graph, list(solved), context.calibration(self.samples), self.distill, context))
         return Outcome(tuple(rows.values()), notes=said)
 
     def weigh(self, graph: Graph, context: Context) -> list[SiteLoss]:

@@ -1,7 +1,7 @@
 """The parameters and buffers of a graph while it learns, apart from the graph's own until they are written back."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,10 +16,10 @@ class Student:
     """A graph that learns: every parameter a leaf times its mask, every buffer a copy, on the device where it learns.
 
     The zeros of every weight that the graph contracts are held; a tensor with several names is one leaf; a parameter
-    that asks for no gradient is left as it is.
+    that asks for no gradient is left as it is, and so is one of which `learns` says no.
     """
 
-    def __init__(self, graph: Graph, device: torch.device):
+    def __init__(self, graph: Graph, device: torch.device, learns: Callable[[Tensor], bool] = lambda x: True):
         sites = {id(site.weight) for site in graph.sites}
         self._own = own_tensors(graph)
         unique = {id(x): (name, x) for name, x in reversed(self._own.items())}
@@ -27,7 +27,7 @@ class Student:
         self.trained: dict[str, Trained] = {}
         self.buffers: dict[str, Tensor] = {}
         for name, x in sorted(unique.values()):
-            if isinstance(x, torch.nn.Parameter) and x.requires_grad:
+            if isinstance(x, torch.nn.Parameter) and x.requires_grad and learns(x):
                 self.trained[name] = Trained.of(x, holds_zeros=id(x) in sites, device=device)
             else:
                 self.buffers[name] = x.detach().to(device, copy=True)

@@ -48,22 +48,26 @@ def estimate(
     seconds += 3 * back * one.forward_seconds
     seconds += sum(2 * back * one.rows[site] * product for site, product in products.items()) / rate
     weights = sum(x.numel() * x.element_size() for x in graph.module.parameters())
+    # What learns has a gradient, two moments and the best state so far; the dense model is there as well.
+    copies = 6 if any(effort.distilled for effort in efforts) else 1
     # The dense model's values at a cut, and what both models make of one block, are held as well.
     streams = 4 if any(effort.is_beside for effort in efforts) else 1
     held = streams * times * one.live_bytes + max(one.segment_statistics, default=0) + 4 * sum(products.values())
-    return Cost(weights + held + _workspace(sites), seconds)
+    return Cost(copies * weights + held + _workspace(sites), seconds)
 
 
 def _forwards(effort: Effort, n_segments: int, times: float, n: int) -> float:
     """Forward passes of one batch through all segments, besides the two that every calibration batch takes.
 
     A check runs the batches held out, a fifth, through what follows a block: half of the model on average. A step of
-    gradient descent takes about three forward passes of a batch through its block.
+    gradient descent takes about three forward passes of a batch through its block. A sample that is distilled takes one
+    through the dense model and three through its own.
     """
     dense = times if effort.is_beside else 0.0
     checks = effort.checks * n_segments * (HELD_OUT * times + 1) / 2
     observed = times * min(effort.observed / n, 1.0)
-    return dense + checks + 3 * effort.steps + observed
+    distilled = times * effort.distilled / n
+    return dense + checks + 3 * effort.steps + observed + 4 * distilled
 
 
 def _first_of_input(sites: Sequence[WeightSite]) -> list[tuple[WeightSite, bool]]:

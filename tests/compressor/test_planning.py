@@ -135,6 +135,7 @@ UNASKED = "sparsify{pattern=2:4,match=pruned,batchnorm=false"
         ("sparsify{pattern=2:4}", Effort()),
         ("sparsify{pattern=2:4,match=dense}", Effort(is_beside=True)),
         ("sparsify{pattern=2:4,reconstruct=64}", Effort(is_beside=True, checks=9, steps=64)),
+        ("sparsify{pattern=2:4,distill=10}", Effort(distilled=80)),
         ("sparsify{pattern=2:4,permute=true}", Effort(observed=32)),
         ("sparsify{pattern=2:4,permute=true,method=magnitude}", Effort()),
         ("channels{amount=0.5,samples=64}", Effort(observed=64)),
@@ -172,6 +173,14 @@ def test_the_dense_model_the_checks_and_the_steps_are_forward_passes_that_are_co
     assert forwards(steps=64) == 3 * 64
     assert forwards(checks=2) == 2 * 4 * (2 + 1) / 2  # a fifth of ten batches; half of the model, and half a block
     assert forwards(observed=32) == 4
+    assert forwards(distilled=80) == 4 * 10
+
+
+def test_distilling_takes_time_and_memory(monkeypatch):
+    monkeypatch.setattr(estimate, "_rate", lambda: 1e12)
+    plain, more = (plan("tiny-resnet", f"export | {UNASKED},samples=50,distill={n}}}").cost for n in (0, 100))
+    assert more.seconds > 10 * plain.seconds
+    assert more.memory > plain.memory
 
 
 def test_a_block_is_reconstructed_on_whole_batches_and_that_takes_time_and_memory(monkeypatch):

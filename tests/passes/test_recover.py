@@ -359,6 +359,7 @@ def test_a_checkpoint_of_another_run_or_one_that_is_cut_off_is_not_gone_on_from(
     recovered_conv8("method=finetune,steps=4,batch=8", training, tmp_path)
     other, _ = recovered_conv8("method=finetune,steps=4,batch=8,rate=0.02", training, tmp_path)
     assert same(state(fresh), state(other))
+    assert len(list(tmp_path.iterdir())) == 2
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
     cut_off, _ = recovered_conv8("method=finetune,steps=4,batch=8,rate=0.02", training, tmp_path)

@@ -1,0 +1,175 @@
+"""All sites learned at once from the dense model: what comes nearer, what stays, and what a killed run goes on from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressor.errors import DataError
+from compressor.graph import Feeds, Graph, Port, lower
+from compressor.passes import distill
+from compressor.passes.fit import Fit
+from compressor.passes.masks import nm_fraction
+from compressor.passes.objectives import divergence
+from compressor.pipeline import Context, Outcome, format_pass, parse_pass, run_pipeline
+from tests.compressor.tiny import graph_of, normal
+
+STEPS = 60
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc, self.out = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(F.gelu(self.fc(self.norm(x))))
+
+
+def blocks() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block() for _ in range(3)), nn.Linear(16, 4))
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*layers, nn.Flatten()).eval()
+
+
+def batches(*sizes: int, shape: tuple[int, ...] = (16,)) -> list[Feeds]:
+    return [{"x0": normal(n, *shape, seed=number)} for number, n in enumerate(sizes)]
+
+
+def pruned(graph: Graph, options: str, given: list[Feeds], kept: Path | None = None, is_logits: bool = True) -> Outcome:
+    context = Context(lambda n: given, dense=graph.copy(), kept=kept, is_logits=is_logits)
+    return run_pipeline(graph, [parse_pass(f"sparsify{{pattern=2:4,{options}}}")], context)[0]
+
+
+def far(graph: Graph, dense: Callable[[Tensor], Tensor], X: Tensor, is_logits: bool = True) -> float:
+    made, wanted = graph.run({"x0": X})["y"], dense(X).detach()
+    return float(divergence(made, wanted, 1.0) if is_logits else (made - wanted).square().mean())
+
+
+def state(graph: Graph) -> dict[str, Tensor]:
+    return {name: x.detach().clone() for name, x in graph.module.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in one.items())
+
+
+@pytest.mark.parametrize("is_logits", [True, False])
+def test_new_samples_come_out_nearer_to_the_dense_model_and_the_pattern_is_kept(is_logits):
+    X, errors = normal(500, 16, seed=99), []
+    for steps in (0, STEPS):
+        graph, dense = graph_of(blocks(), normal(4, 16)), blocks()
+        outcome = pruned(graph, f"distill={steps}", batches(64, 64), is_logits=is_logits)
+        errors.append(far(graph, dense, X, is_logits))
+    assert errors[1] < 0.7 * errors[0]
+    for site in graph.sites:
+        if site.name in {row.site for row in outcome.of("changed")}:
+            assert nm_fraction(site.weight.detach(), 2, 4) == (128, 128)
+    assert outcome.notes[-1].startswith(f"distilled from the dense model for {STEPS} steps on 128 calibration samples;")
+
+
+def test_weights_that_are_not_named_and_statistics_of_batch_normalizations_stay():
+    model = convolutions()
+    graph = graph_of(model, normal(2, 4, 6, 6))
+    before = state(graph)
+    pruned(graph, "distill=8,refit=0,targets=[3.weight]", batches(32, shape=(4, 6, 6)))
+    after = state(graph)
+    stay = {name for name, x in before.items() if torch.equal(x, after[name])}
+    assert stay == {"0.weight", "1.running_mean", "1.running_var", "1.num_batches_tracked"}
+
+
+def test_the_same_seed_gives_the_same_bytes():
+    graphs = [graph_of(blocks(), normal(4, 16)) for _ in range(2)]
+    for graph in graphs:
+        pruned(graph, "distill=6", batches(40))
+    assert same(*map(state, graphs))
+
+
+def test_steps_that_do_harm_are_taken_back(monkeypatch):
+    monkeypatch.setattr(distill, "RATE", 1e4)
+    plain, harmed = (graph_of(blocks(), normal(4, 16)) for _ in range(2))
+    pruned(plain, "distill=0", batches(40))
+    outcome = pruned(harmed, "distill=8", batches(40))
+    assert same(state(plain), state(harmed))
+    assert outcome.notes[-1].endswith("best after step 0")
+
+
+def test_a_batch_is_cut_into_pieces_from_all_over_it_and_what_its_samples_share_stays_whole():
+    graph = graph_of(blocks(), normal(4, 16))
+    given = [{"x0": torch.arange(20.0)[:, None].expand(20, 16), "scale": torch.ones(())}, *batches(44)]
+    pieces = distill._pieces(graph, given)
+    assert [len(piece["x0"]) for piece in pieces] == [7, 7, 6, 8, 8, 7, 7, 7, 7]
+    assert pieces[0]["x0"][:, 0].tolist() == [0, 3, 6, 9, 12, 15, 18]
+    assert pieces[0]["scale"].shape == ()
+
+
+def test_samples_whose_outputs_are_large_go_through_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(distill, "MOST_VALUES", 5)
+    graph = graph_of(blocks(), normal(4, 16))
+    assert [len(piece["x0"]) for piece in distill._pieces(graph, batches(64))] == [1] * 64
+    context = Context(dense=graph.copy())
+    fit = distill._fit(graph, graph.sites, distill._pieces(graph, batches(64)), 2, context)
+    assert (fit.order.batch, len(fit.order.held)) == (distill.BATCH, 8)
+
+
+def test_batches_of_other_lengths_are_learned_from_as_well():
+    model, axes = blocks().eval(), {0: "batch", 1: "length"}
+    example = {"x0": normal(2, 5, 16)}
+    graph = lower(model, lambda x: (model(x),), example, (Port("x0", axes),), (Port("y", axes),))
+    given = [{"x0": normal(16, length, 16, seed=length)} for length in (3, 5, 9)]
+    assert "48 calibration samples" in pruned(graph, "distill=4", given).notes[-1]
+
+
+def test_one_sample_cannot_be_learned_from_and_held_out():
+    graph = graph_of(blocks(), normal(4, 16))
+    with pytest.raises(DataError, match=r"distilling needs samples(.|\n)*1 calibration samples(.|\n)*--distill 0"):
+        pruned(graph, "distill=4", batches(1))
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    whole, again = (graph_of(blocks(), normal(4, 16)) for _ in range(2))
+    expected = pruned(whole, "distill=16", batches(64))
+    step, taken = Fit._descend, []
+
+    def dies_at(at: int) -> Callable[[Fit, int], float]:
+        def descend(self: Fit, number: int) -> float:
+            taken.append(number)
+            if number == at:
+                raise Killed
+            return step(self, number)
+
+        return descend
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Fit, "_descend", dies_at(11))
+        with pytest.raises(Killed):
+            pruned(graph_of(blocks(), normal(4, 16)), "distill=16", batches(64), kept=tmp_path)
+        taken.clear()
+        patch.setattr(Fit, "_descend", dies_at(99))
+        assert pruned(again, "distill=16", batches(64), kept=tmp_path).notes == expected.notes
+    assert taken == [10, 11, 12, 13, 14, 15]
+    assert same(state(whole), state(again))
+    other = graph_of(blocks(), normal(4, 16))
+    pruned(other, "distill=14", batches(64), kept=tmp_path)  # its own steps, not those that are kept
+    fresh = graph_of(blocks(), normal(4, 16))
+    pruned(fresh, "distill=14", batches(64))
+    assert same(state(fresh), state(other))
+
+
+def test_only_who_distills_needs_the_dense_model():
+    assert parse_pass("sparsify{pattern=2:4,distill=1}").needs_dense
+    assert not parse_pass("sparsify{pattern=2:4}").needs_dense
+    one = parse_pass("sparsify{pattern=2:4,method=magnitude,refit=0,distill=3}")
+    assert one.needs_data
+    assert format_pass(one).endswith("distill=3}")
