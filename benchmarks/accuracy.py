@@ -122,12 +122,7 @@ class Bench:
         start = time.process_time()  # on one thread; other work on the machine does not count
         # Presets ask for as many samples as suits them; here all have the same.
         drawn = self._drawn(self.subject.calibrated, seed)
-        context = Context(
-            lambda n: drawn,
-            seed,
-            dense=self.graph.copy() if one.needs_dense else None,
-            is_logits=getattr(self.source, "is_logits", True),
-        )
+        context = Context(lambda n: drawn, seed, is_logits=getattr(self.source, "is_logits", True))
         run_pipeline(self.graph, [one], context)
         seconds = time.process_time() - start
         score = self.evaluation.score(self.graph.run)

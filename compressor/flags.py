@@ -69,8 +69,8 @@ FLAGS = (
         "sparsify", "batchnorm", bool, "Move batch normalizations by what pruning changed, where that helps.",
         names=("--batchnorm/--no-batchnorm",),
     ),
-    Flag("sparsify", "reconstruct", int, "Steps of Adam on each block's kept weights; 0 switches them off."),
-    Flag("sparsify", "distill", int, "Such steps on all of them at once, to what the dense model puts out."),
+    Flag("sparsify", "reconstruct", int, "Steps of Adam on the kept weights; 0 switches them off."),
+    Flag("sparsify", "through", str, "What these go through: blocks, one after the other; the model; or auto."),
     Flag("sparsify", "damping", float, "Share of each channel's energy added to its Gram matrix; 0 chooses."),
     Flag("sparsify", "samples", int, "Calibration samples.", names=("--calibration-samples",)),
     Flag(

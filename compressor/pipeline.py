@@ -183,8 +183,8 @@ class Effort:
     """What a pass does with each block besides looking at it.
 
     solves: how often its sites are solved. is_beside: whether the dense model is run beside. checks: how often samples
-    held out are asked. steps: of gradient descent. observed: samples that are run through the model before all this;
-    distilled: that go through it forth and back after it, beside the dense model.
+    held out are asked. steps: of gradient descent. observed: samples that are run through the model before all this.
+    distilled: steps of gradient descent through the whole model after it, each for so many predictions (`rows`).
     """
 
     solves: int = 1
@@ -193,6 +193,7 @@ class Effort:
     steps: int = 0
     observed: int = 0
     distilled: int = 0
+    rows: int = 0
 
 
 @runtime_checkable

@@ -44,13 +44,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "sparsify": {
             "method": "auto", "iterations": 9, "scope": "site", "permute": False, "refit": 4, "loss_refit": 0,
-            "bias": True, "match": "auto", "batchnorm": True, "reconstruct": 0, "samples": 128,
+            "bias": True, "match": "auto", "batchnorm": True, "reconstruct": 0, "through": "auto",
+            "samples": 128,
         },
     },
     "best": {
         "sparsify": {
             "method": "admm", "iterations": 48, "scope": "auto", "permute": True, "refit": 5, "loss_refit": 20,
-            "reconstruct": 64, "samples": 512,
+            "reconstruct": 112, "samples": 512,
         },
     },
 }  # fmt: skip

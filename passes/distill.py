@@ -7,10 +7,11 @@ normalizations keep their statistics, and what is kept is what does best on samp
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from compressor.errors import DataError, InternalError
+from compressor.errors import DataError
 from compressor.fingerprint import digest, own_code
 from compressor.graph import Feeds, Graph
 from compressor.passes.checkpoint import Checkpoint
@@ -24,10 +25,11 @@ from compressor.pipeline import Context
 from compressor.sites import WeightSite
 from compressor.source import Training
 
-BATCH = 8
-"""Samples in a step: many steps of few come nearer than few of many that take as long."""
+ROWS = 1024
+"""Predictions that a step learns from, where an eighth of the samples makes as many; four windows of 256 tokens do.
+Many steps of few come nearer than few of many that take as long."""
 
-RATE = 0.003
+RATE = 0.002
 """First step of Adam, as a share of the root mean square of a tensor's kept values; it falls to 0 along a cosine."""
 
 HELD_OUT, CHECKS, WARMUP = 1 / 8, 8, 0.05
@@ -36,67 +38,81 @@ MOST_VALUES = 1 << 25
 """Of the scored output that go through at once; each is held several times over."""
 
 
-def distill(graph: Graph, sites: Sequence[WeightSite], batches: Sequence[Feeds], steps: int, context: Context) -> str:
+def distill(
+    graph: Graph, dense: Graph, sites: Sequence[WeightSite], batches: Sequence[Feeds], steps: int, context: Context
+) -> str:
     """Write the kept weights of the sites, and every parameter of one axis; returns what there is to say of it.
 
     Raises DataError when there are too few samples to learn from some and hold out others.
     """
-    fit = _fit(graph, sites, _pieces(graph, batches), steps, context)
+    fit = _fit(graph, dense, sites, Pieces.of(graph, batches), steps, context)
     done = fit.run(context.progress)
     fit.student.write(fit.best)
     return _said(done, fit)
 
 
-def _fit(graph: Graph, sites: Sequence[WeightSite], pieces: Sequence[Feeds], steps: int, context: Context) -> Fit:
-    if context.dense is None:
-        raise InternalError("sparsify was not given the dense model to distill from")
+def _fit(
+    graph: Graph, dense: Graph, sites: Sequence[WeightSite], pieces: "Pieces", steps: int, context: Context
+) -> Fit:
     accelerator, learns = accelerator_of("float32"), {id(site.weight) for site in sites}
     student = Student(graph, accelerator.device, lambda x: x.ndim == 1 or id(x) in learns)
-    teacher = Teacher(
-        graph, context.dense, accelerator.device, temperature=1.0, hidden=0.0, is_logits=context.is_logits
-    )
+    teacher = Teacher(graph, dense, accelerator.device, temperature=1.0, hidden=0.0, is_logits=context.is_logits)
     run = Runner(graph, teacher.wanted, accelerator.device)
-    at_once = max(BATCH // max(map(_size, pieces)), 1)
+    plan = Plan(steps, pieces.at_step, context.seed, WARMUP, HELD_OUT, clip=0.0, checks=CHECKS, patience=0)
     return Fit(
         student,
         teacher,
         run,
         run,
-        _training(pieces, context.is_logits),
-        Plan(steps, at_once, context.seed, WARMUP, HELD_OUT, clip=0.0, checks=CHECKS, patience=0),
+        pieces.training(context.is_logits),
+        plan,
         accelerator.prepare(torch.optim.Adam(groups(list(student.trained.values()), RATE))),
         accelerator,
-        Checkpoint(context.kept, _key(student, pieces, steps, context.seed) if context.kept else "", "distill"),
+        Checkpoint(context.kept, _key(student, pieces, plan) if context.kept else "", "distill"),
         "distilling",
     )
 
 
-def _training(pieces: Sequence[Feeds], is_logits: bool) -> Training:
-    """One piece is one sample, and goes through the model alone: those of other batches may be longer."""
-    samples = f"{sum(map(_size, pieces))} calibration samples"
-    return Training(
-        len(pieces), samples, lambda rows, seed: (pieces[rows[0]], torch.empty(0)), None, is_logits, at_once=1
-    )
+@dataclass(frozen=True)
+class Pieces:
+    """Batches cut into some samples each, drawn from all over a batch: it may be sorted.
 
+    at_step: how many of them a step learns from, each by itself: those of other batches may be longer.
+    """
 
-def _pieces(graph: Graph, batches: Sequence[Feeds]) -> list[Feeds]:
-    """Batches cut into some samples each, drawn from all over a batch: it may be sorted."""
-    total = sum(map(_size, batches))
-    if total < 2:
-        raise DataError(
-            "distilling needs samples to learn from, and others to hold out",
-            found=f"{total} calibration samples",
-            hint="more --calibration-samples, or --distill 0",
+    feeds: Sequence[Feeds]
+    at_step: int
+
+    @staticmethod
+    def of(graph: Graph, batches: Sequence[Feeds]) -> "Pieces":
+        total = sum(map(_size, batches))
+        if total < 2:
+            raise DataError(
+                "distilling needs samples to learn from, and others to hold out",
+                found=f"{total} calibration samples",
+                hint="more --calibration-samples, or --through blocks",
+            )
+        longest = max((_shape(graph, batch) for batch in batches), key=math.prod)
+        at_step = max(min(ROWS // math.prod(longest[:-1]), round(HELD_OUT * total)), 1)
+        size = max(min(at_step, MOST_VALUES // math.prod(longest)), 1)
+        return Pieces([piece for batch in batches for piece in _cut(batch, size)], at_step // size)
+
+    def training(self, is_logits: bool) -> Training:
+        described = f"{sum(map(_size, self.feeds))} calibration samples"
+        none = torch.empty(0)
+        return Training(
+            len(self.feeds), described, lambda i, seed: (self.feeds[i[0]], none), None, is_logits, at_once=1
         )
-    name = graph.outputs[0].name
-    values = max(graph.run(_rows(batch, slice(1)))[name].numel() for batch in batches)
-    size = max(min(BATCH, MOST_VALUES // values, total // round(1 / HELD_OUT)), 1)
-    return [
-        _rows(batch, slice(at, None, n))
-        for batch in batches
-        for n in [math.ceil(_size(batch) / size)]
-        for at in range(n)
-    ]
+
+
+def _shape(graph: Graph, batch: Feeds) -> torch.Size:
+    """Of what the graph puts out for one sample of a batch: predictions, and the values of each."""
+    return graph.run(_rows(batch, slice(1)))[graph.outputs[0].name].shape
+
+
+def _cut(batch: Feeds, size: int) -> list[Feeds]:
+    n = math.ceil(_size(batch) / size)
+    return [_rows(batch, slice(at, None, n)) for at in range(n)]
 
 
 def _rows(batch: Feeds, rows: slice) -> Feeds:
@@ -109,13 +125,13 @@ def _size(batch: Feeds) -> int:
     return len(next(iter(batch.values())))
 
 
-def _key(student: Student, pieces: Sequence[Feeds], steps: int, seed: int) -> str:
-    feeds = [part for piece in pieces for pair in sorted(piece.items()) for part in pair]
-    return digest(own_code(), steps, seed, student.digest(), *feeds)
+def _key(student: Student, pieces: Pieces, plan: Plan) -> str:
+    feeds = [part for piece in pieces.feeds for pair in sorted(piece.items()) for part in pair]
+    return digest(own_code(), vars(plan), student.digest(), *feeds)
 
 
 def _said(done: Progressed, fit: Fit) -> str:
     return (
-        f"distilled from the dense model for {done.step} steps on {fit.training.description}; divergence on the"
-        f" eighth held out {done.first:.4g} -> {done.least:.4g}, best after step {done.best}"
+        f"reconstruct: all weights learned from the dense model for {done.step} steps on {fit.training.description};"
+        f" divergence on the eighth held out {done.first:.4g} -> {done.least:.4g}, best after step {done.best}"
     )

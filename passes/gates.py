@@ -23,17 +23,26 @@ def decide(options: "Sparsify", graph: Graph, sites: Iterable[WeightSite]) -> "S
     Dense targets make up for the blocks before: they lift convolutional networks, and harm the transformers that were
     tried (benchmarks/accuracy.md), so that only convolutions are asked about. What zeros cost the loss is told for
     tokens, each of which is a term of it; the pixels of an image are one term together, and what they have wrong alike
-    costs more than is told. Without refit all but the mask stays.
+    costs more than is told. A network for images is sure of those that it was trained on: its outputs tell little,
+    those of its blocks more. Without refit all but the mask stays.
     """
     is_fitted = options.refit > 0
     convolves = any(site.layout == "kernel" for site in sites)
     return dataclasses.replace(
         options,
         match="pruned" if options.match == "auto" and not (is_fitted and convolves) else options.match,
+        through=("blocks" if convolves else "model") if options.through == "auto" else options.through,
         scope="site" if options.scope == "auto" and convolves else options.scope,
         batchnorm=options.batchnorm and is_fitted and has_norms(graph),
         bias=options.bias and is_fitted,
     )
+
+
+def divide(decided: "Sparsify") -> tuple["Sparsify", int]:
+    """The options of what is done block after block, and the steps that then go through the whole model."""
+    if decided.through == "blocks":
+        return decided, 0
+    return dataclasses.replace(decided, reconstruct=0), decided.reconstruct
 
 
 def undivided(asked: "Sparsify", decided: "Sparsify") -> tuple[str, ...]:

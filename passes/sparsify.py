@@ -13,8 +13,8 @@ from compressor.graph import Graph
 from compressor.passes import batchnorm, inputs
 from compressor.passes.allocate import SHARES
 from compressor.passes.blockwise import effort, solve_blocks
-from compressor.passes.distill import BATCH, distill
-from compressor.passes.gates import ask, decide, undivided
+from compressor.passes.distill import ROWS, distill
+from compressor.passes.gates import ask, decide, divide, undivided
 from compressor.passes.masks import global_ratio_keep, nm_fraction
 from compressor.passes.methods import METHODS, by_magnitude
 from compressor.passes.reorder import NOTHING_TO_GAIN, ORDER_SAMPLES, Reordered, reorder
@@ -28,6 +28,7 @@ from compressor.sites import WeightSite
 
 SCOPES = ("site", "global", "loss", "auto")
 MATCHES = ("pruned", "dense", "auto")
+THROUGH = ("blocks", "model", "auto")
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,17 @@ class Sparsify:
     batchnorm: whether statistics of each block's batch normalizations are moved by what pruning has changed in them,
         kept where the scored output on held-out samples then comes nearer to the dense model's.
     damping: share of each channel's energy added to the Gram matrix; 0 chooses clamp(d / rows, 0.01, 1).
-    reconstruct: steps of Adam on the kept weights of each block, its biases and its norms, that fit the block's outputs
-        to what `match` says; the state is kept with which the scored output on held-out samples is nearest.
-    distill: steps of Adam on the kept weights of all sites at once, biases and norms, that bring the scored output to
-        the dense model's on calibration samples; the state is kept that does best on an eighth of them, held out.
+    reconstruct: steps of Adam on kept weights, biases and norms; the state is kept with which the scored output on
+        held-out samples is nearest to the dense model's.
+    through: what these steps go through. "blocks", one after the other: each learns the outputs that `match` says.
+        "model": all sites at once learn the scored output. "auto": blocks where sites are convolutions, else the model,
+        since a network for images is so sure of those it was trained on that its output tells little.
     samples: how many calibration samples are used.
     targets, ignore: globs over site names.
     """
 
     name: ClassVar[str] = "sparsify"
+    needs_dense: ClassVar[bool] = False
     without_data: ClassVar[str] = "--method magnitude --refit 0"
 
     pattern: str
@@ -87,7 +90,7 @@ class Sparsify:
     batchnorm: bool = True
     damping: float = 0.0
     reconstruct: int = 0
-    distill: int = 0
+    through: str = "auto"
     samples: int = 128
     targets: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
@@ -100,15 +103,16 @@ class Sparsify:
             raise unknown("scope", self.scope, SCOPES)
         if self.match not in MATCHES:
             raise unknown("match", self.match, MATCHES)
+        if self.through not in THROUGH:
+            raise unknown("through", self.through, THROUGH)
         self._check_scope()
         self._check_dense()
         if (
-            min(self.refit, self.loss_refit, self.damping, self.reconstruct, self.distill) < 0
+            min(self.refit, self.loss_refit, self.damping, self.reconstruct) < 0
             or min(self.samples, self.iterations) < 1
         ):
             raise RecipeError(
-                "refit, loss_refit, damping, reconstruct and distill cannot be negative;"
-                " samples and iterations are at least 1"
+                "refit, loss_refit, damping and reconstruct cannot be negative; samples and iterations are at least 1"
             )
 
     @property
@@ -172,12 +176,8 @@ class Sparsify:
     @property
     def needs_data(self) -> bool:
         """Magnitude without refit reads the weights alone."""
-        fits = self.refit > 0 or self.reconstruct > 0 or self.needs_dense or self.match == "dense"
+        fits = self.refit > 0 or self.reconstruct > 0 or self.match == "dense"
         return self.method != "magnitude" or fits or self._is_felt
-
-    @property
-    def needs_dense(self) -> bool:
-        return self.distill > 0
 
     @property
     def gradient_samples(self) -> int:
@@ -186,7 +186,9 @@ class Sparsify:
     def effort(self, graph: Graph) -> Effort:
         is_observed = self._is_ordered and self.method != "magnitude"
         decided, observed = decide(self, graph, graph.sites), ORDER_SAMPLES if is_observed else 0
-        return effort(decided, graph, observed, distilled=BATCH * self.distill)
+        by_blocks, steps = divide(decided)
+        made = effort(by_blocks, graph, observed)
+        return dataclasses.replace(made, distilled=steps, rows=ROWS) if steps else made
 
     def plan(self, graph: Graph) -> list[Row]:
         named, rows = choose(graph.sites, self.targets, self.ignore, graph.orphans)
@@ -203,7 +205,9 @@ class Sparsify:
         rows = {row.site: row for row in self.plan(graph)}
         sites = [site for site in graph.sites if rows[site.name].status == "changed"]
         keeps = self._global_keeps(sites) if self.scope == "global" else {}
-        decided, said = ask(decide(self, graph, sites), lambda: context.calibration(self.samples))
+        decided, steps = divide(decide(self, graph, sites))
+        decided, said = ask(decided, lambda: context.calibration(self.samples))
+        dense = graph.copy() if steps else None
         reordered = decided._reordered(graph, sites, context)
         if decided._is_felt:
             solved = decided._by_loss(graph, sites, keeps, context)
@@ -219,8 +223,9 @@ class Sparsify:
             if site not in solved:
                 rows[site.name] = Row(site.name, "left", f"among the {self.dense:.0%} that {self.pattern} costs most")
         said = (*said, *undivided(self, decided), *decided._said(reordered, solved))
-        if self.distill:
-            said = (*said, distill(graph, list(solved), context.calibration(self.samples), self.distill, context))
+        if dense:
+            learned = distill(graph, dense, list(solved), context.calibration(self.samples), steps, context)
+            said = (*said, learned)
         return Outcome(tuple(rows.values()), notes=said)
 
     def weigh(self, graph: Graph, context: Context) -> list[SiteLoss]:

@@ -16,6 +16,7 @@ GEMM = 768  # side of the product that tells how fast this machine is
 SAMPLE = 8  # calibration samples run to tell what all of them take
 WHOLE_BATCH = 64  # as many as a batch holds at most
 HELD_OUT = 1 / 5  # of the batches
+DISTILLED_AT_ONCE = 1 / 8  # of the samples, at most
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def estimate(
         gram, solving = _flops(site, times * one.rows[site], is_first)
         seconds += (gram + solves * solving) / rate
     seconds += sum(_forwards(effort, one.n_segments, times, n) for effort in efforts) * one.forward_seconds
+    rows = min(one.rows.values(), default=size) / size  # of one sample; what predicts reads as many as it predicts
+    seconds += sum(_distilled(effort, rows, n) for effort in efforts) * one.forward_seconds / size
     products = {site: site.groups * site.d**2 + site.m**2 / site.groups for site in sites if n_back}
     seconds += 3 * back * one.forward_seconds
     seconds += sum(2 * back * one.rows[site] * product for site, product in products.items()) / rate
@@ -60,14 +63,17 @@ def _forwards(effort: Effort, n_segments: int, times: float, n: int) -> float:
     """Forward passes of one batch through all segments, besides the two that every calibration batch takes.
 
     A check runs the batches held out, a fifth, through what follows a block: half of the model on average. A step of
-    gradient descent takes about three forward passes of a batch through its block. A sample that is distilled takes one
-    through the dense model and three through its own.
+    gradient descent takes about three forward passes of a batch through its block.
     """
     dense = times if effort.is_beside else 0.0
     checks = effort.checks * n_segments * (HELD_OUT * times + 1) / 2
     observed = times * min(effort.observed / n, 1.0)
-    distilled = times * effort.distilled / n
-    return dense + checks + 3 * effort.steps + observed + 4 * distilled
+    return dense + checks + 3 * effort.steps + observed
+
+
+def _distilled(effort: Effort, rows: float, n: int) -> float:
+    """Forward passes of one sample: a step takes one through the dense model and three through its own, each sample."""
+    return 4 * effort.distilled * max(min(effort.rows / rows, n * DISTILLED_AT_ONCE), 1)
 
 
 def _first_of_input(sites: Sequence[WeightSite]) -> list[tuple[WeightSite, bool]]:

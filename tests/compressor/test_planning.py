@@ -134,8 +134,8 @@ UNASKED = "sparsify{pattern=2:4,match=pruned,batchnorm=false"
     [
         ("sparsify{pattern=2:4}", Effort()),
         ("sparsify{pattern=2:4,match=dense}", Effort(is_beside=True)),
-        ("sparsify{pattern=2:4,reconstruct=64}", Effort(is_beside=True, checks=9, steps=64)),
-        ("sparsify{pattern=2:4,distill=10}", Effort(distilled=80)),
+        ("sparsify{pattern=2:4,through=blocks,reconstruct=64}", Effort(is_beside=True, checks=9, steps=64)),
+        ("sparsify{pattern=2:4,reconstruct=10}", Effort(distilled=10, rows=1024)),
         ("sparsify{pattern=2:4,permute=true}", Effort(observed=32)),
         ("sparsify{pattern=2:4,permute=true,method=magnitude}", Effort()),
         ("channels{amount=0.5,samples=64}", Effort(observed=64)),
@@ -173,12 +173,21 @@ def test_the_dense_model_the_checks_and_the_steps_are_forward_passes_that_are_co
     assert forwards(steps=64) == 3 * 64
     assert forwards(checks=2) == 2 * 4 * (2 + 1) / 2  # a fifth of ten batches; half of the model, and half a block
     assert forwards(observed=32) == 4
-    assert forwards(distilled=80) == 4 * 10
+
+
+def test_a_step_of_distilling_takes_as_many_samples_as_make_its_predictions_and_at_most_an_eighth():
+    effort = Effort(distilled=10, rows=1024)
+    assert estimate._distilled(effort, rows=256, n=128) == 10 * 4 * 4
+    assert estimate._distilled(effort, rows=1, n=128) == 10 * 16 * 4
+    assert estimate._distilled(effort, rows=4096, n=128) == 10 * 4
+    assert estimate._distilled(Effort(), rows=256, n=128) == 0
 
 
 def test_distilling_takes_time_and_memory(monkeypatch):
     monkeypatch.setattr(estimate, "_rate", lambda: 1e12)
-    plain, more = (plan("tiny-resnet", f"export | {UNASKED},samples=50,distill={n}}}").cost for n in (0, 100))
+    plain, more = (
+        plan("tiny-resnet", f"export | {UNASKED},samples=50,through=model,reconstruct={n}}}").cost for n in (0, 100)
+    )
     assert more.seconds > 10 * plain.seconds
     assert more.memory > plain.memory
 

@@ -18,7 +18,7 @@ from tests.compressor.tiny import graph_of, normal
 ROOT = Path(__file__).resolve().parents[2]
 BATCHES = [{"x0": normal(4, 4, 6, 6, seed=seed) + 0.3} for seed in range(6)]
 RECIPES = (
-    'sparsify{pattern=2:4,refit=2,bias=true,match=auto,batchnorm=true,permute=true,reconstruct=4,targets=["*weight"]}',
+    'sparsify{pattern=2:4,refit=2,bias=true,match=auto,batchnorm=true,permute=true,through=blocks,reconstruct=4,targets=["*weight"]}',
     "channels{amount=0.5,match=dense,batchnorm=true,reconstruct=4}",
 )
 

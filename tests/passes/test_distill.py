@@ -14,7 +14,7 @@ from compressor.passes import distill
 from compressor.passes.fit import Fit
 from compressor.passes.masks import nm_fraction
 from compressor.passes.objectives import divergence
-from compressor.pipeline import Context, Outcome, format_pass, parse_pass, run_pipeline
+from compressor.pipeline import Context, Outcome, parse_pass, run_pipeline
 from tests.compressor.tiny import graph_of, normal
 
 STEPS = 60
@@ -45,7 +45,7 @@ def batches(*sizes: int, shape: tuple[int, ...] = (16,)) -> list[Feeds]:
 
 
 def pruned(graph: Graph, options: str, given: list[Feeds], kept: Path | None = None, is_logits: bool = True) -> Outcome:
-    context = Context(lambda n: given, dense=graph.copy(), kept=kept, is_logits=is_logits)
+    context = Context(lambda n: given, kept=kept, is_logits=is_logits)
     return run_pipeline(graph, [parse_pass(f"sparsify{{pattern=2:4,{options}}}")], context)[0]
 
 
@@ -67,20 +67,22 @@ def test_new_samples_come_out_nearer_to_the_dense_model_and_the_pattern_is_kept(
     X, errors = normal(500, 16, seed=99), []
     for steps in (0, STEPS):
         graph, dense = graph_of(blocks(), normal(4, 16)), blocks()
-        outcome = pruned(graph, f"distill={steps}", batches(64, 64), is_logits=is_logits)
+        outcome = pruned(graph, f"reconstruct={steps}", batches(64, 64), is_logits=is_logits)
         errors.append(far(graph, dense, X, is_logits))
     assert errors[1] < 0.7 * errors[0]
     for site in graph.sites:
         if site.name in {row.site for row in outcome.of("changed")}:
             assert nm_fraction(site.weight.detach(), 2, 4) == (128, 128)
-    assert outcome.notes[-1].startswith(f"distilled from the dense model for {STEPS} steps on 128 calibration samples;")
+    assert outcome.notes[-1].startswith(
+        f"reconstruct: all weights learned from the dense model for {STEPS} steps on 128 "
+    )
 
 
 def test_weights_that_are_not_named_and_statistics_of_batch_normalizations_stay():
     model = convolutions()
     graph = graph_of(model, normal(2, 4, 6, 6))
     before = state(graph)
-    pruned(graph, "distill=8,refit=0,targets=[3.weight]", batches(32, shape=(4, 6, 6)))
+    pruned(graph, "through=model,reconstruct=8,refit=0,targets=[3.weight]", batches(32, shape=(4, 6, 6)))
     after = state(graph)
     stay = {name for name, x in before.items() if torch.equal(x, after[name])}
     assert stay == {"0.weight", "1.running_mean", "1.running_var", "1.num_batches_tracked"}
@@ -89,35 +91,40 @@ def test_weights_that_are_not_named_and_statistics_of_batch_normalizations_stay(
 def test_the_same_seed_gives_the_same_bytes():
     graphs = [graph_of(blocks(), normal(4, 16)) for _ in range(2)]
     for graph in graphs:
-        pruned(graph, "distill=6", batches(40))
+        pruned(graph, "reconstruct=6", batches(40))
     assert same(*map(state, graphs))
 
 
 def test_steps_that_do_harm_are_taken_back(monkeypatch):
     monkeypatch.setattr(distill, "RATE", 1e4)
     plain, harmed = (graph_of(blocks(), normal(4, 16)) for _ in range(2))
-    pruned(plain, "distill=0", batches(40))
-    outcome = pruned(harmed, "distill=8", batches(40))
+    pruned(plain, "reconstruct=0", batches(40))
+    outcome = pruned(harmed, "reconstruct=8", batches(40))
     assert same(state(plain), state(harmed))
     assert outcome.notes[-1].endswith("best after step 0")
 
 
-def test_a_batch_is_cut_into_pieces_from_all_over_it_and_what_its_samples_share_stays_whole():
+def test_a_batch_is_cut_into_pieces_from_all_over_it_and_what_its_samples_share_stays_whole(monkeypatch):
+    monkeypatch.setattr(distill, "ROWS", 8)
     graph = graph_of(blocks(), normal(4, 16))
     given = [{"x0": torch.arange(20.0)[:, None].expand(20, 16), "scale": torch.ones(())}, *batches(44)]
-    pieces = distill._pieces(graph, given)
-    assert [len(piece["x0"]) for piece in pieces] == [7, 7, 6, 8, 8, 7, 7, 7, 7]
-    assert pieces[0]["x0"][:, 0].tolist() == [0, 3, 6, 9, 12, 15, 18]
-    assert pieces[0]["scale"].shape == ()
+    pieces = distill.Pieces.of(graph, given)
+    assert pieces.at_step == 1
+    assert [len(piece["x0"]) for piece in pieces.feeds] == [7, 7, 6, 8, 8, 7, 7, 7, 7]
+    assert pieces.feeds[0]["x0"][:, 0].tolist() == [0, 3, 6, 9, 12, 15, 18]
+    assert pieces.feeds[0]["scale"].shape == ()
 
 
-def test_samples_whose_outputs_are_large_go_through_one_at_a_time(monkeypatch):
-    monkeypatch.setattr(distill, "MOST_VALUES", 5)
-    graph = graph_of(blocks(), normal(4, 16))
-    assert [len(piece["x0"]) for piece in distill._pieces(graph, batches(64))] == [1] * 64
-    context = Context(dense=graph.copy())
-    fit = distill._fit(graph, graph.sites, distill._pieces(graph, batches(64)), 2, context)
-    assert (fit.order.batch, len(fit.order.held)) == (distill.BATCH, 8)
+@pytest.mark.parametrize(
+    ("n", "most_values", "expected"),
+    [(64, 1 << 25, (8, 1)), (64, 5, (1, 8)), (64, 8, (2, 4)), (4, 1 << 25, (1, 1)), (20000, 1 << 25, (1000, 1))],
+)
+def test_a_step_learns_from_an_eighth_of_the_samples_at_most_and_large_outputs_go_through_in_parts(
+    monkeypatch, n, most_values, expected
+):
+    monkeypatch.setattr(distill, "MOST_VALUES", most_values)
+    pieces = distill.Pieces.of(graph_of(blocks(), normal(4, 16)), batches(n))
+    assert (len(pieces.feeds[0]["x0"]), pieces.at_step) == expected
 
 
 def test_batches_of_other_lengths_are_learned_from_as_well():
@@ -125,13 +132,13 @@ def test_batches_of_other_lengths_are_learned_from_as_well():
     example = {"x0": normal(2, 5, 16)}
     graph = lower(model, lambda x: (model(x),), example, (Port("x0", axes),), (Port("y", axes),))
     given = [{"x0": normal(16, length, 16, seed=length)} for length in (3, 5, 9)]
-    assert "48 calibration samples" in pruned(graph, "distill=4", given).notes[-1]
+    assert "48 calibration samples" in pruned(graph, "reconstruct=4", given).notes[-1]
 
 
 def test_one_sample_cannot_be_learned_from_and_held_out():
     graph = graph_of(blocks(), normal(4, 16))
-    with pytest.raises(DataError, match=r"distilling needs samples(.|\n)*1 calibration samples(.|\n)*--distill 0"):
-        pruned(graph, "distill=4", batches(1))
+    with pytest.raises(DataError, match=r"distilling needs samples(.|\n)*1 calibration samples(.|\n)*--through blocks"):
+        pruned(graph, "reconstruct=4", batches(1))
 
 
 def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, monkeypatch):
@@ -139,7 +146,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, monk
         pass
 
     whole, again = (graph_of(blocks(), normal(4, 16)) for _ in range(2))
-    expected = pruned(whole, "distill=16", batches(64))
+    expected = pruned(whole, "reconstruct=16", batches(64))
     step, taken = Fit._descend, []
 
     def dies_at(at: int) -> Callable[[Fit, int], float]:
@@ -154,22 +161,29 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "_descend", dies_at(11))
         with pytest.raises(Killed):
-            pruned(graph_of(blocks(), normal(4, 16)), "distill=16", batches(64), kept=tmp_path)
+            pruned(graph_of(blocks(), normal(4, 16)), "reconstruct=16", batches(64), kept=tmp_path)
         taken.clear()
         patch.setattr(Fit, "_descend", dies_at(99))
-        assert pruned(again, "distill=16", batches(64), kept=tmp_path).notes == expected.notes
+        assert pruned(again, "reconstruct=16", batches(64), kept=tmp_path).notes == expected.notes
     assert taken == [10, 11, 12, 13, 14, 15]
     assert same(state(whole), state(again))
     other = graph_of(blocks(), normal(4, 16))
-    pruned(other, "distill=14", batches(64), kept=tmp_path)  # its own steps, not those that are kept
+    pruned(other, "reconstruct=14", batches(64), kept=tmp_path)  # its own steps, not those that are kept
     fresh = graph_of(blocks(), normal(4, 16))
-    pruned(fresh, "distill=14", batches(64))
+    pruned(fresh, "reconstruct=14", batches(64))
     assert same(state(fresh), state(other))
 
 
-def test_only_who_distills_needs_the_dense_model():
-    assert parse_pass("sparsify{pattern=2:4,distill=1}").needs_dense
-    assert not parse_pass("sparsify{pattern=2:4}").needs_dense
-    one = parse_pass("sparsify{pattern=2:4,method=magnitude,refit=0,distill=3}")
-    assert one.needs_data
-    assert format_pass(one).endswith("distill=3}")
+@pytest.mark.parametrize(
+    ("make", "shape", "target", "expected"),
+    [(blocks, (16,), "1.fc.weight", "model"), (convolutions, (4, 6, 6), "3.weight", "blocks")],
+)
+def test_auto_goes_through_blocks_of_convolutional_networks_and_through_other_models_at_once(
+    make, shape, target, expected
+):
+    made = {}
+    for through in ("auto", "model", "blocks"):
+        graph = graph_of(make(), normal(2, *shape))
+        pruned(graph, f"reconstruct=4,through={through},targets=[{target}]", batches(16, 16, shape=shape))
+        made[through] = state(graph)
+    assert [name for name in ("model", "blocks") if same(made["auto"], made[name])] == [expected]

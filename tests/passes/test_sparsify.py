@@ -177,9 +177,9 @@ def test_a_global_ratio_takes_more_from_the_smaller_weights_and_is_exact_over_al
         ("sparsify{pattern=0.96,scope=loss}", "scope=loss cannot remove 96.0% of all weights"),
         ("sparsify{pattern=0.5,method=wand}", "unknown method 'wand'"),
         ("sparsify{pattern=0.5,scope=globl}", "unknown scope 'globl'"),
-        ("sparsify{pattern=0.5,refit=-1}", "damping, reconstruct and distill cannot be negative"),
-        ("sparsify{pattern=0.5,reconstruct=-1}", "damping, reconstruct and distill cannot be negative"),
-        ("sparsify{pattern=0.5,distill=-1}", "damping, reconstruct and distill cannot be negative"),
+        ("sparsify{pattern=0.5,refit=-1}", "damping and reconstruct cannot be negative"),
+        ("sparsify{pattern=0.5,reconstruct=-1}", "damping and reconstruct cannot be negative"),
+        ("sparsify{pattern=0.5,through=layers}", "unknown through 'layers'"),
         ("sparsify{pattern=0.5,match=dence}", "unknown match 'dence'"),
         ("sparsify{pattern=0.5,samples=0}", "samples and iterations are at least 1"),
         ("sparsify{pattern=0.5,iterations=0}", "samples and iterations are at least 1"),
@@ -419,7 +419,7 @@ def test_auto_matches_pruned_where_one_batch_cannot_be_divided_and_where_nothing
 
 @pytest.mark.parametrize("match", ["pruned", "dense", "auto"])
 def test_reconstruction_lowers_the_error_and_keeps_the_pattern(match):
-    error, rows, model = output_error(f"bias=true,match={match},reconstruct=40")
+    error, rows, model = output_error(f"bias=true,match={match},through=blocks,reconstruct=40")
     assert error < 0.6 * output_error(f"bias=true,match={match}")[0]
     for row in rows.values():
         if row.status == "changed":
@@ -428,14 +428,14 @@ def test_reconstruction_lowers_the_error_and_keeps_the_pattern(match):
 
 
 def test_reconstruction_gives_the_same_bytes_each_time():
-    first, second = (output_error("reconstruct=5")[2].state_dict() for _ in range(2))
+    first, second = (output_error("through=blocks,reconstruct=5")[2].state_dict() for _ in range(2))
     assert all(torch.equal(x, second[name]) for name, x in first.items())
 
 
 def test_steps_that_do_harm_are_taken_back(monkeypatch):
     without = output_error("match=dense")
     monkeypatch.setattr("compressor.passes.reconstruct.RATE", 1e4)
-    error, rows, _ = output_error("match=dense,reconstruct=8")
+    error, rows, _ = output_error("match=dense,through=blocks,reconstruct=8")
     changed = [row.numbers for row in rows.values() if row.status == "changed"]
     assert all(numbers["held_out_error"] == numbers["held_out_error_before"] for numbers in changed)
     assert error == pytest.approx(without[0], rel=0.2)  # a fifth of the samples is held out
@@ -445,7 +445,7 @@ def test_what_other_blocks_read_and_weights_that_are_not_named_are_not_trained()
     model = residual()
     model[1].norm = model[0].norm
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    prune(graph_of(model, normal(40, 16)), "sparsify{pattern=2:4,reconstruct=5,ignore=[2.*]}", n=20)
+    prune(graph_of(model, normal(40, 16)), "sparsify{pattern=2:4,through=blocks,reconstruct=5,ignore=[2.*]}", n=20)
     same = {name for name, x in model.state_dict().items() if torch.equal(x, before[name])}
     assert same >= {"0.norm.weight", "0.norm.bias", "2.fc.weight", "3.weight", "3.bias"}
     assert not same & {"0.fc.weight", "1.fc.weight"}
