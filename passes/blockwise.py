@@ -35,7 +35,7 @@ def runs_beside(options: Any, norms: bool = True) -> bool:
 def effort(options: Any, graph: Graph, observed: int = 0) -> Effort:
     """What `solve_blocks` does with each block; observed: samples that the pass looks at before."""
     trials, norms = 2 if options.match == "auto" else 1, has_norms(graph)
-    checks = (trials if trials > 1 else 0) + (2 * trials if options.batchnorm and norms else 0)
+    checks = 2 * trials if options.batchnorm and norms else (trials if trials > 1 else 0)
     checks += CHECKS + 1 if options.reconstruct else 0
     return Effort(trials, runs_beside(options, norms), checks, options.reconstruct, observed)
 

@@ -62,14 +62,14 @@ def _fit(
     return Fit(
         student,
         teacher,
-        run,
-        run,
-        pieces.training(context.is_logits),
-        plan,
-        accelerator.prepare(torch.optim.Adam(groups(list(student.trained.values()), RATE))),
-        accelerator,
-        Checkpoint(context.kept, _key(student, pieces, plan) if context.kept else "", "distill"),
-        "distilling",
+        learning=run,
+        asking=run,
+        training=pieces.training(context.is_logits),
+        plan=plan,
+        optimizer=accelerator.prepare(torch.optim.Adam(groups(list(student.trained.values()), RATE))),
+        accelerator=accelerator,
+        checkpoint=Checkpoint(context.kept, _key(student, pieces, plan) if context.kept else "", "distill"),
+        doing="distilling",
     )
 
 
@@ -92,10 +92,11 @@ class Pieces:
                 found=f"{total} calibration samples",
                 hint="more --calibration-samples, or --through blocks",
             )
-        longest = max((_shape(graph, batch) for batch in batches), key=math.prod)
-        at_step = max(min(ROWS // math.prod(longest[:-1]), round(HELD_OUT * total)), 1)
-        size = max(min(at_step, MOST_VALUES // math.prod(longest)), 1)
-        return Pieces([piece for batch in batches for piece in _cut(batch, size)], at_step // size)
+        rows, values = max((_predicted(graph, batch) for batch in batches), key=math.prod)
+        at_step = max(min(ROWS // rows, round(HELD_OUT * total)), 1)
+        size = max(min(at_step, MOST_VALUES // (rows * values)), 1)
+        pieces = [piece for batch in batches for piece in _cut(graph, batch, size)]
+        return Pieces(pieces, max(at_step // max(map(_size, pieces)), 1))
 
     def training(self, is_logits: bool) -> Training:
         described = f"{sum(map(_size, self.feeds))} calibration samples"
@@ -105,20 +106,23 @@ class Pieces:
         )
 
 
-def _shape(graph: Graph, batch: Feeds) -> torch.Size:
-    """Of what the graph puts out for one sample of a batch: predictions, and the values of each."""
-    return graph.run(_rows(batch, slice(1)))[graph.outputs[0].name].shape
+def _predicted(graph: Graph, batch: Feeds) -> tuple[int, int]:
+    """How many predictions the graph makes for one sample of a batch, and of how many values each is."""
+    piece = _cut(graph, batch, 1)[0]
+    made = graph.run(piece)[graph.outputs[0].name]
+    values = made.shape[-1] if made.ndim > 1 else 1
+    return max(made.numel() // (_size(piece) * values), 1), values
 
 
-def _cut(batch: Feeds, size: int) -> list[Feeds]:
-    n = math.ceil(_size(batch) / size)
-    return [_rows(batch, slice(at, None, n)) for at in range(n)]
-
-
-def _rows(batch: Feeds, rows: slice) -> Feeds:
-    """Some samples of a batch; what all of them share stays as it is."""
-    n = _size(batch)
-    return {name: x[rows] if x.ndim and len(x) == n else x for name, x in batch.items()}
+def _cut(graph: Graph, batch: Feeds, size: int) -> list[Feeds]:
+    """Pieces of about that many samples; the whole where the graph takes no other number of them."""
+    total = _size(batch)
+    varies = {port.name for port in graph.inputs if 0 in port.dynamic}
+    shared = {name for name, x in batch.items() if not x.ndim or len(x) != total}
+    if not batch.keys() - shared <= varies:
+        return [batch]
+    n = math.ceil(total / size)
+    return [{name: x if name in shared else x[at::n] for name, x in batch.items()} for at in range(n)]
 
 
 def _size(batch: Feeds) -> int:

@@ -59,14 +59,14 @@ class BlockSolver:
         if len(trials) == 1:
             best, solved = 0, trials[0]()
         else:
-            best, solved = best_of(trials, block.held_out_error, written(block))
+            best, solved, _ = best_of(trials, lambda solved: _error(block, solved), written(block))
         more: Numbers = {"matches_dense": float(best)} if len(trials) > 1 else {}
         if self.options.reconstruct:
             wanted = block.dense if matches[best] == "dense" else block.pruned
             more |= reconstruct(block, wanted, self.options.reconstruct)
-        return {site: numbers | more for site, numbers in solved.items()}
+        return {site: numbers | more for site, numbers in solved.numbers.items()}
 
-    def _solve_sites(self, block: Block, is_dense: bool, correction: Correction | None) -> dict[WeightSite, Numbers]:
+    def _solve_sites(self, block: Block, is_dense: bool, correction: Correction | None) -> "_Solved":
         solved: dict[WeightSite, Numbers] = {}
         for sites in readers(block, is_centred=self.options.bias):
             statistics = block.statistics[sites[0]]
@@ -79,8 +79,7 @@ class BlockSolver:
                 is_shared=len(sites) > 1,
             )
             solved |= {site: self._solve_site(site, inputs, is_dense) for site in sites}
-        more = _correct(block, correction) if correction else {}
-        return {site: numbers | more for site, numbers in solved.items()}
+        return _corrected(block, solved, correction)
 
     def _solve_site(self, site: WeightSite, inputs: Inputs, is_dense: bool) -> Numbers:
         """Write the site's pruned weights; returns the numbers of its row."""
@@ -123,12 +122,25 @@ class BlockSolver:
         return torch.stack([gradients_of_both(*group, self.options.loss_refit) for group in groups])
 
 
-def _correct(block: Block, correction: Correction) -> Numbers:
-    """Move the block's batch normalizations, where that helps; returns numbers for the rows of its sites."""
-    if not correction.written:
-        return {}
-    kept, _ = best_of([lambda: None, correction.apply], block.held_out_error, correction.written)
-    return {NUMBER: float(kept)}
+@dataclass(frozen=True)
+class _Solved:
+    """The numbers of a block's sites, and its held-out error where that was asked for."""
+
+    numbers: dict[WeightSite, Numbers]
+    error: float | None = None
+
+
+def _error(block: Block, solved: _Solved) -> float:
+    """A check runs half of the model: none is made twice."""
+    return block.held_out_error() if solved.error is None else solved.error
+
+
+def _corrected(block: Block, solved: dict[WeightSite, Numbers], correction: Correction | None) -> _Solved:
+    """Move the block's batch normalizations, where that helps; it is added to the numbers of its sites."""
+    if not correction or not correction.written:
+        return _Solved(solved)
+    kept, _, error = best_of([lambda: None, correction.apply], lambda _: block.held_out_error(), correction.written)
+    return _Solved({site: numbers | {NUMBER: float(kept)} for site, numbers in solved.items()}, error)
 
 
 def _trusted(F: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def test_a_pass_says_what_it_does_with_each_block(text, effort):
     ("options", "effort"),
     [
         ("batchnorm=false", Effort(solves=2, is_beside=True, checks=2)),
-        ("batchnorm=true", Effort(solves=2, is_beside=True, checks=6)),
+        ("batchnorm=true", Effort(solves=2, is_beside=True, checks=4)),
         ("refit=0", Effort()),
         ("match=pruned,batchnorm=false", Effort()),
     ],
@@ -188,7 +188,7 @@ def test_distilling_takes_time_and_memory(monkeypatch):
     plain, more = (
         plan("tiny-resnet", f"export | {UNASKED},samples=50,through=model,reconstruct={n}}}").cost for n in (0, 100)
     )
-    assert more.seconds > 10 * plain.seconds
+    assert more.seconds > 3 * plain.seconds
     assert more.memory > plain.memory
 
 

@@ -107,7 +107,7 @@ def test_steps_that_do_harm_are_taken_back(monkeypatch):
 def test_a_batch_is_cut_into_pieces_from_all_over_it_and_what_its_samples_share_stays_whole(monkeypatch):
     monkeypatch.setattr(distill, "ROWS", 8)
     graph = graph_of(blocks(), normal(4, 16))
-    given = [{"x0": torch.arange(20.0)[:, None].expand(20, 16), "scale": torch.ones(())}, *batches(44)]
+    given: list[Feeds] = [{"x0": torch.arange(20.0)[:, None].expand(20, 16), "scale": torch.ones(())}, *batches(44)]
     pieces = distill.Pieces.of(graph, given)
     assert pieces.at_step == 1
     assert [len(piece["x0"]) for piece in pieces.feeds] == [7, 7, 6, 8, 8, 7, 7, 7, 7]
@@ -133,6 +133,14 @@ def test_batches_of_other_lengths_are_learned_from_as_well():
     graph = lower(model, lambda x: (model(x),), example, (Port("x0", axes),), (Port("y", axes),))
     given = [{"x0": normal(16, length, 16, seed=length)} for length in (3, 5, 9)]
     assert "48 calibration samples" in pruned(graph, "reconstruct=4", given).notes[-1]
+
+
+def test_a_graph_that_takes_one_number_of_samples_learns_from_whole_batches():
+    graph = graph_of(blocks(), normal(8, 16), dynamic=[{}])
+    pieces = distill.Pieces.of(graph, batches(8, 8, 8))
+    assert [len(piece["x0"]) for piece in pieces.feeds] == [8, 8, 8]
+    assert pieces.at_step == 1
+    assert "24 calibration samples" in pruned(graph, "reconstruct=2", batches(8, 8, 8)).notes[-1]
 
 
 def test_one_sample_cannot_be_learned_from_and_held_out():

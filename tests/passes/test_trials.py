@@ -15,7 +15,7 @@ def tried(errors: list[float]) -> tuple[int, str, list[float]]:
         return f"trial {position}"
 
     trials = [partial(trial, position) for position in range(len(errors))]
-    best, returned = best_of(trials, lambda: next(left), [x])
+    best, returned, _ = best_of(trials, lambda _: next(left), [x])
     return best, returned, x.tolist()
 
 
