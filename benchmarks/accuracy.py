@@ -14,7 +14,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,34 +156,41 @@ def print_tables(results: dict[str, Any]) -> None:
     keys = [key.split(" | ") for key in results]
     for name in dict.fromkeys(key[0] for key in keys):
         first = next(one for key, one in results.items() if key.startswith(f"{name} | "))
-        patterns = sorted({key[2] for key in keys if key[0] == name}, key=_place)
+        patterns = sorted({key[2] for key in keys if key[0] == name}, key=lambda one: _at(PATTERNS, one))
         print(f"\n## {name}\n\ndense: {first['metric']} {first['dense']:.2f}; {first['scored']}\n")
-        print(f"| method | {' | '.join(f'{p} | worse than dense | s' for p in patterns)} |")
-        print("| --- " * (1 + 3 * len(patterns)) + "|")
-        for recipe in dict.fromkeys(key[1] for key in keys if key[0] == name):
+        print(f"| method | {' | '.join(f'{p} | s' for p in patterns)} |")
+        print("| --- " * (1 + 2 * len(patterns)) + "|")
+        for recipe in sorted({key[1] for key in keys if key[0] == name}, key=lambda one: _at(RECIPES, one)):
             cells = [cell for p in patterns for cell in _cells(results, f"{name} | {recipe} | {p} | ")]
             print(f"| {recipe} | {' | '.join(cells)} |")
 
 
-def _place(pattern: str) -> tuple[int, str]:
-    return PATTERNS.index(pattern) if pattern in PATTERNS else len(PATTERNS), pattern
+def _at(known: Iterable[str], name: str) -> tuple[int, str]:
+    """What is known in its order, then the rest."""
+    places = {one: number for number, one in enumerate(known)}
+    return places.get(name, len(places)), name
 
 
 def _cells(results: dict[str, Any], prefix: str) -> list[str]:
-    """Medians over seeds with the lowest and the highest; of one seed the standard error of the drop."""
+    """The score, how much worse than dense it is, and the seconds: medians over seeds.
+
+    Of the drop the lowest and the highest; of one seed the standard error.
+    """
     found = [one for key, one in results.items() if key.startswith(prefix)]
     if not found:
-        return ["", "", ""]
-    unit = "%" if found[0]["metric"] == "perplexity" else "points"
-    seconds = f"{statistics.median(one['seconds'] for one in found):.0f}"
-    if len(found) == 1:
-        return [f"{found[0]['value']:.2f}", f"{found[0]['drop']:+.2f} {unit} ± {found[0]['error']:.2f}", seconds]
-    return [_spread([one["value"] for one in found]), f"{_spread([one['drop'] for one in found], '+')} {unit}", seconds]
+        return ["", ""]
+    unit = " %" if found[0]["metric"] == "perplexity" else ""
+    value, seconds = (statistics.median(one[what] for one in found) for what in ("value", "seconds"))
+    spread = _spread([one["drop"] for one in found]) if len(found) > 1 else f"± {found[0]['error']:.2f}, n=1"
+    drop = statistics.median(one["drop"] for one in found)
+    return [f"{value:.2f}, {drop:+.2f}{unit}{f' ({spread})' if spread else ''}", f"{seconds:.0f}"]
 
 
-def _spread(values: list[float], sign: str = "") -> str:
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f}, n={len(values)})"
+def _spread(values: list[float]) -> str:
+    if len(values) == SEEDS and min(values) == max(values):
+        return ""  # no calibration samples are read
+    n = "" if len(values) == SEEDS else f", n={len(values)}"
+    return f"{min(values):+.2f} to {max(values):+.2f}{n}"
 
 
 def _options() -> argparse.Namespace:

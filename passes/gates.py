@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from compressor.graph import Feeds, Graph
 from compressor.passes.blockwise import has_norms
+from compressor.passes.objectives import scored_output
 from compressor.sites import WeightSite
 
 if TYPE_CHECKING:
@@ -23,19 +24,24 @@ def decide(options: "Sparsify", graph: Graph, sites: Iterable[WeightSite]) -> "S
     Dense targets make up for the blocks before: they lift convolutional networks, and harm the transformers that were
     tried (benchmarks/accuracy.md), so that only convolutions are asked about. What zeros cost the loss is told for
     tokens, each of which is a term of it; the pixels of an image are one term together, and what they have wrong alike
-    costs more than is told. A network for images is sure of those that it was trained on: its outputs tell little,
-    those of its blocks more. Without refit all but the mask stays.
+    costs more than is told. One prediction for a whole sample tells little, the more so as a model is sure of samples
+    that it was trained on; outputs of blocks tell more then. Without refit all but the mask stays.
     """
     is_fitted = options.refit > 0
     convolves = any(site.layout == "kernel" for site in sites)
     return dataclasses.replace(
         options,
         match="pruned" if options.match == "auto" and not (is_fitted and convolves) else options.match,
-        through=("blocks" if convolves else "model") if options.through == "auto" else options.through,
+        through=("model" if _tells_tokens(graph) else "blocks") if options.through == "auto" else options.through,
         scope="site" if options.scope == "auto" and convolves else options.scope,
         batchnorm=options.batchnorm and is_fitted and has_norms(graph),
         bias=options.bias and is_fitted,
     )
+
+
+def _tells_tokens(graph: Graph) -> bool:
+    """Whether what is scored has an axis of tokens: (batch, tokens, values)."""
+    return bool(scored_output(graph).meta["val"].ndim == 3)
 
 
 def divide(decided: "Sparsify") -> tuple["Sparsify", int]:

@@ -67,8 +67,8 @@ class Sparsify:
     reconstruct: steps of Adam on kept weights, biases and norms; the state is kept with which the scored output on
         held-out samples is nearest to the dense model's.
     through: what these steps go through. "blocks", one after the other: each learns the outputs that `match` says.
-        "model": all sites at once learn the scored output. "auto": blocks where sites are convolutions, else the model,
-        since a network for images is so sure of those it was trained on that its output tells little.
+        "model": all sites at once learn the scored output. "auto": the model where that says something of each token,
+        else blocks: one prediction for a whole sample tells little.
     samples: how many calibration samples are used.
     targets, ignore: globs over site names.
     """

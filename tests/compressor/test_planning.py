@@ -135,7 +135,7 @@ UNASKED = "sparsify{pattern=2:4,match=pruned,batchnorm=false"
         ("sparsify{pattern=2:4}", Effort()),
         ("sparsify{pattern=2:4,match=dense}", Effort(is_beside=True)),
         ("sparsify{pattern=2:4,through=blocks,reconstruct=64}", Effort(is_beside=True, checks=9, steps=64)),
-        ("sparsify{pattern=2:4,reconstruct=10}", Effort(distilled=10, rows=1024)),
+        ("sparsify{pattern=2:4,through=model,reconstruct=10}", Effort(distilled=10, rows=1024)),
         ("sparsify{pattern=2:4,permute=true}", Effort(observed=32)),
         ("sparsify{pattern=2:4,permute=true,method=magnitude}", Effort()),
         ("channels{amount=0.5,samples=64}", Effort(observed=64)),

@@ -1,7 +1,7 @@
 """All sites learned at once from the dense model: what comes nearer, what stays, and what a killed run goes on from."""
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,9 +44,9 @@ def batches(*sizes: int, shape: tuple[int, ...] = (16,)) -> list[Feeds]:
     return [{"x0": normal(n, *shape, seed=number)} for number, n in enumerate(sizes)]
 
 
-def pruned(graph: Graph, options: str, given: list[Feeds], kept: Path | None = None, is_logits: bool = True) -> Outcome:
-    context = Context(lambda n: given, kept=kept, is_logits=is_logits)
-    return run_pipeline(graph, [parse_pass(f"sparsify{{pattern=2:4,{options}}}")], context)[0]
+def pruned(graph: Graph, options: str, given: list[Feeds], through: str = "model", **context: Any) -> Outcome:
+    one = parse_pass(f"sparsify{{pattern=2:4,through={through},{options}}}")
+    return run_pipeline(graph, [one], Context(lambda n: given, **context))[0]
 
 
 def far(graph: Graph, dense: Callable[[Tensor], Tensor], X: Tensor, is_logits: bool = True) -> float:
@@ -82,7 +82,7 @@ def test_weights_that_are_not_named_and_statistics_of_batch_normalizations_stay(
     model = convolutions()
     graph = graph_of(model, normal(2, 4, 6, 6))
     before = state(graph)
-    pruned(graph, "through=model,reconstruct=8,refit=0,targets=[3.weight]", batches(32, shape=(4, 6, 6)))
+    pruned(graph, "reconstruct=8,refit=0,targets=[3.weight]", batches(32, shape=(4, 6, 6)))
     after = state(graph)
     stay = {name for name, x in before.items() if torch.equal(x, after[name])}
     assert stay == {"0.weight", "1.running_mean", "1.running_var", "1.num_batches_tracked"}
@@ -184,14 +184,18 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, monk
 
 @pytest.mark.parametrize(
     ("make", "shape", "target", "expected"),
-    [(blocks, (16,), "1.fc.weight", "model"), (convolutions, (4, 6, 6), "3.weight", "blocks")],
+    [
+        (blocks, (5, 16), "1.fc.weight", "model"),
+        (blocks, (16,), "1.fc.weight", "blocks"),
+        (convolutions, (4, 6, 6), "3.weight", "blocks"),
+    ],
 )
-def test_auto_goes_through_blocks_of_convolutional_networks_and_through_other_models_at_once(
+def test_auto_goes_through_models_that_say_something_of_each_token_and_else_through_blocks(
     make, shape, target, expected
 ):
     made = {}
     for through in ("auto", "model", "blocks"):
         graph = graph_of(make(), normal(2, *shape))
-        pruned(graph, f"reconstruct=4,through={through},targets=[{target}]", batches(16, 16, shape=shape))
+        pruned(graph, f"reconstruct=4,targets=[{target}]", batches(16, 16, shape=shape), through)
         made[through] = state(graph)
     assert [name for name in ("model", "blocks") if same(made["auto"], made[name])] == [expected]
