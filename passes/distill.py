@@ -34,6 +34,9 @@ RATE = 0.002
 
 HELD_OUT, CHECKS, WARMUP = 1 / 8, 8, 0.05
 
+MOST_HELD_OUT = 8 * ROWS
+"""Predictions on samples held out, which tell the error well enough; each check makes them by both models."""
+
 MOST_VALUES = 1 << 25
 """Of the scored output that go through at once; each is held several times over."""
 
@@ -45,10 +48,11 @@ def distill(
 
     Raises DataError when there are too few samples to learn from some and hold out others.
     """
-    fit = _fit(graph, dense, sites, Pieces.of(graph, batches), steps, context)
+    pieces = Pieces.of(graph, batches)
+    fit = _fit(graph, dense, sites, pieces, steps, context)
     done = fit.run(context.progress)
     fit.student.write(fit.best)
-    return _said(done, fit)
+    return _said(done, pieces, fit)
 
 
 def _fit(
@@ -58,7 +62,7 @@ def _fit(
     student = Student(graph, accelerator.device, lambda x: x.ndim == 1 or id(x) in learns)
     teacher = Teacher(graph, dense, accelerator.device, temperature=1.0, hidden=0.0, is_logits=context.is_logits)
     run = Runner(graph, teacher.wanted, accelerator.device)
-    plan = Plan(steps, pieces.at_step, context.seed, WARMUP, HELD_OUT, clip=0.0, checks=CHECKS, patience=0)
+    plan = Plan(steps, pieces.at_step, context.seed, WARMUP, pieces.held_out, clip=0.0, checks=CHECKS, patience=0)
     return Fit(
         student,
         teacher,
@@ -77,11 +81,13 @@ def _fit(
 class Pieces:
     """Batches cut into some samples each, drawn from all over a batch: it may be sorted.
 
-    at_step: how many of them a step learns from, each by itself: those of other batches may be longer.
+    at_step: how many of them a step learns from, each by itself: those of other batches may be longer. held_out: the
+    share of them that none does.
     """
 
     feeds: Sequence[Feeds]
     at_step: int
+    held_out: float
 
     @staticmethod
     def of(graph: Graph, batches: Sequence[Feeds]) -> "Pieces":
@@ -96,7 +102,8 @@ class Pieces:
         at_step = max(min(ROWS // rows, round(HELD_OUT * total)), 1)
         size = max(min(at_step, MOST_VALUES // (rows * values)), 1)
         pieces = [piece for batch in batches for piece in _cut(graph, batch, size)]
-        return Pieces(pieces, max(at_step // max(map(_size, pieces)), 1))
+        held_out = min(HELD_OUT, MOST_HELD_OUT / (rows * total))
+        return Pieces(pieces, max(at_step // max(map(_size, pieces)), 1), held_out)
 
     def training(self, is_logits: bool) -> Training:
         described = f"{sum(map(_size, self.feeds))} calibration samples"
@@ -134,8 +141,9 @@ def _key(student: Student, pieces: Pieces, plan: Plan) -> str:
     return digest(own_code(), vars(plan), student.digest(), *feeds)
 
 
-def _said(done: Progressed, fit: Fit) -> str:
+def _said(done: Progressed, pieces: Pieces, fit: Fit) -> str:
+    held = sum(_size(pieces.feeds[i]) for i in fit.order.held)
     return (
         f"reconstruct: all weights learned from the dense model for {done.step} steps on {fit.training.description};"
-        f" divergence on the eighth held out {done.first:.4g} -> {done.least:.4g}, best after step {done.best}"
+        f" divergence on {held} held out {done.first:.4g} -> {done.least:.4g}, best after step {done.best}"
     )

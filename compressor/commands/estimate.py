@@ -16,7 +16,8 @@ GEMM = 768  # side of the product that tells how fast this machine is
 SAMPLE = 8  # calibration samples run to tell what all of them take
 WHOLE_BATCH = 64  # as many as a batch holds at most
 HELD_OUT = 1 / 5  # of the batches
-DISTILLED_AT_ONCE = 1 / 8  # of the samples, at most
+DISTILLED_AT_ONCE = 1 / 8  # of the samples, at most; as many are held out
+DISTILLED_CHECKS = 9
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,13 @@ def _forwards(effort: Effort, n_segments: int, times: float, n: int) -> float:
 
 
 def _distilled(effort: Effort, rows: float, n: int) -> float:
-    """Forward passes of one sample: a step takes one through the dense model and three through its own, each sample."""
-    return 4 * effort.distilled * max(min(effort.rows / rows, n * DISTILLED_AT_ONCE), 1)
+    """Forward passes of one sample: a step takes one through the dense model and three through its own, each sample.
+
+    A check takes one through each, of at most eight times as many samples as a step learns from.
+    """
+    learned = max(min(effort.rows / rows, n * DISTILLED_AT_ONCE), 1)
+    held = min(8 * effort.rows / rows, n * DISTILLED_AT_ONCE)
+    return 4 * effort.distilled * learned + 2 * DISTILLED_CHECKS * held
 
 
 def _first_of_input(sites: Sequence[WeightSite]) -> list[tuple[WeightSite, bool]]:

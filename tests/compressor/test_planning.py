@@ -175,11 +175,11 @@ def test_the_dense_model_the_checks_and_the_steps_are_forward_passes_that_are_co
     assert forwards(observed=32) == 4
 
 
-def test_a_step_of_distilling_takes_as_many_samples_as_make_its_predictions_and_at_most_an_eighth():
+def test_a_step_of_distilling_takes_as_many_samples_as_make_its_predictions_and_a_check_eight_times_as_many():
     effort = Effort(distilled=10, rows=1024)
-    assert estimate._distilled(effort, rows=256, n=128) == 10 * 4 * 4
-    assert estimate._distilled(effort, rows=1, n=128) == 10 * 16 * 4
-    assert estimate._distilled(effort, rows=4096, n=128) == 10 * 4
+    assert estimate._distilled(effort, rows=256, n=128) == 10 * 4 * 4 + 18 * 16
+    assert estimate._distilled(effort, rows=1, n=128) == 10 * 16 * 4 + 18 * 16
+    assert estimate._distilled(effort, rows=4096, n=128) == 10 * 4 + 18 * 2
     assert estimate._distilled(Effort(), rows=256, n=128) == 0
 
 

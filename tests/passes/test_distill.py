@@ -135,6 +135,12 @@ def test_batches_of_other_lengths_are_learned_from_as_well():
     assert "48 calibration samples" in pruned(graph, "reconstruct=4", given).notes[-1]
 
 
+def test_an_eighth_is_held_out_and_of_many_samples_less():
+    graph = graph_of(blocks(), normal(4, 16))
+    assert distill.Pieces.of(graph, batches(64)).held_out == 1 / 8
+    assert distill.Pieces.of(graph, batches(80_000)).held_out == 8192 / 80_000
+
+
 def test_a_graph_that_takes_one_number_of_samples_learns_from_whole_batches():
     graph = graph_of(blocks(), normal(8, 16), dynamic=[{}])
     pieces = distill.Pieces.of(graph, batches(8, 8, 8))
