@@ -15,11 +15,14 @@ from compressor.passes.trials import put
 class Student:
     """A graph that learns: every parameter a leaf times its mask, every buffer a copy, on the device where it learns.
 
-    The zeros of every weight that the graph contracts are held; a tensor with several names is one leaf; a parameter
-    that asks for no gradient is left as it is, and so is one of which `learns` says no.
+    The zeros of every weight that the graph contracts are held; a tensor with several names is one leaf.
+
+    learns: of a parameter, whether it does; else it is left as it is. By default those do that ask for a gradient.
     """
 
-    def __init__(self, graph: Graph, device: torch.device, learns: Callable[[Tensor], bool] = lambda x: True):
+    def __init__(
+        self, graph: Graph, device: torch.device, learns: Callable[[Tensor], bool] = lambda x: x.requires_grad
+    ):
         sites = {id(site.weight) for site in graph.sites}
         self._own = own_tensors(graph)
         unique = {id(x): (name, x) for name, x in reversed(self._own.items())}
@@ -27,7 +30,7 @@ class Student:
         self.trained: dict[str, Trained] = {}
         self.buffers: dict[str, Tensor] = {}
         for name, x in sorted(unique.values()):
-            if isinstance(x, torch.nn.Parameter) and x.requires_grad and learns(x):
+            if isinstance(x, torch.nn.Parameter) and learns(x):
                 self.trained[name] = Trained.of(x, holds_zeros=id(x) in sites, device=device)
             else:
                 self.buffers[name] = x.detach().to(device, copy=True)

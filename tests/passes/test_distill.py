@@ -88,6 +88,14 @@ def test_weights_that_are_not_named_and_statistics_of_batch_normalizations_stay(
     assert stay == {"0.weight", "1.running_mean", "1.running_var", "1.num_batches_tracked"}
 
 
+def test_a_model_that_asks_for_no_gradients_learns_as_well():
+    models = blocks(), blocks().requires_grad_(False)
+    graphs = [graph_of(model, normal(4, 16)) for model in models]
+    for graph in graphs:
+        pruned(graph, "reconstruct=4", batches(40))
+    assert same(*map(state, graphs))
+
+
 def test_the_same_seed_gives_the_same_bytes():
     graphs = [graph_of(blocks(), normal(4, 16)) for _ in range(2)]
     for graph in graphs:
