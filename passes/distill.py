@@ -18,7 +18,7 @@ from compressor.passes.checkpoint import Checkpoint
 from compressor.passes.fit import Fit, Progressed, accelerator_of
 from compressor.passes.objectives import Teacher
 from compressor.passes.order import Plan
-from compressor.passes.student import Student
+from compressor.passes.student import Student, own_tensors
 from compressor.passes.train_mode import Runner
 from compressor.passes.trained import groups
 from compressor.pipeline import Context
@@ -72,7 +72,7 @@ def _fit(
         plan=plan,
         optimizer=accelerator.prepare(torch.optim.Adam(groups(list(student.trained.values()), RATE))),
         accelerator=accelerator,
-        checkpoint=Checkpoint(context.kept, _key(student, pieces, plan) if context.kept else "", "distill"),
+        checkpoint=Checkpoint(context.kept, _key(student, dense, pieces, plan) if context.kept else "", "distill"),
         doing="distilling",
     )
 
@@ -96,7 +96,7 @@ class Pieces:
             raise DataError(
                 "distilling needs samples to learn from, and others to hold out",
                 found=f"{total} calibration samples",
-                hint="more --calibration-samples, or --through blocks",
+                hint="more --calibration-samples, or --reconstruct 0",
             )
         rows, values = max((_predicted(graph, batch) for batch in batches), key=math.prod)
         at_step = max(min(ROWS // rows, round(HELD_OUT * total)), 1)
@@ -129,21 +129,25 @@ def _cut(graph: Graph, batch: Feeds, size: int) -> list[Feeds]:
     if not batch.keys() - shared <= varies:
         return [batch]
     n = math.ceil(total / size)
-    return [{name: x if name in shared else x[at::n] for name, x in batch.items()} for at in range(n)]
+    return [
+        {name: x if name in shared else x[at::n].contiguous() for name, x in batch.items()} for at in range(n)
+    ]  # a graph may ask for a view of its input
 
 
 def _size(batch: Feeds) -> int:
     return len(next(iter(batch.values())))
 
 
-def _key(student: Student, pieces: Pieces, plan: Plan) -> str:
-    feeds = [part for piece in pieces.feeds for pair in sorted(piece.items()) for part in pair]
-    return digest(own_code(), vars(plan), student.digest(), *feeds)
+def _key(student: Student, dense: Graph, pieces: Pieces, plan: Plan) -> str:
+    tensors = [part for given in (own_tensors(dense), *pieces.feeds) for pair in sorted(given.items()) for part in pair]
+    return digest(own_code(), vars(plan), student.digest(), *tensors)
 
 
 def _said(done: Progressed, pieces: Pieces, fit: Fit) -> str:
     held = sum(_size(pieces.feeds[i]) for i in fit.order.held)
+    what = "divergence in nats" if fit.training.is_logits else "squared error as a share"
     return (
-        f"reconstruct: all weights learned from the dense model for {done.step} steps on {fit.training.description};"
-        f" divergence on {held} held out {done.first:.4g} -> {done.least:.4g}, best after step {done.best}"
+        f"reconstruct: the kept weights of all sites together learned from the dense model for {done.step} steps on"
+        f" {fit.training.description}; {what} on {held} held out {done.first:.4g} -> {done.least:.4g},"
+        f" best after step {done.best}"
     )

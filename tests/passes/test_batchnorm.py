@@ -102,6 +102,14 @@ def test_a_correction_that_does_not_help_is_taken_back(monkeypatch):
     assert all(torch.equal(x, y) for x, y in zip(before, [*statistics(model[1]), *statistics(model[4])], strict=True))
 
 
+def test_held_out_samples_are_asked_as_often_as_the_plan_says_and_about_nothing_twice(monkeypatch):
+    asked, error = [], Block.held_out_error
+    monkeypatch.setattr(Block, "held_out_error", lambda block: asked.append(block) or error(block))
+    one, graph = parse_pass("sparsify{pattern=2:4,targets=[0.weight,3.weight]}"), captured(network())
+    run_pipeline(graph, [one], Context(lambda n: BATCHES))
+    assert len(asked) == 2 * one.effort(graph).checks == 8  # type: ignore[attr-defined]
+
+
 def test_it_brings_the_outputs_nearer_to_those_of_the_dense_model(monkeypatch):
     # Alone: without the refit, which would leave little to correct, and without which it is not tried.
     monkeypatch.setattr("compressor.passes.sparsify.decide", lambda options, graph, sites: options)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from compressor.graph import Graph
 from compressor.passes.solve import BlockSolver
 from compressor.pipeline import Context, Outcome, parse_pass, run_pipeline
-from tests.compressor.tiny import graph_of, normal
+from tests.compressor.tiny import graph_of, normal, same, state
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCHES = [{"x0": normal(4, 4, 6, 6, seed=seed) + 0.3} for seed in range(6)]
 RECIPES = (
-    'sparsify{pattern=2:4,refit=2,bias=true,match=auto,batchnorm=true,permute=true,through=blocks,reconstruct=4,targets=["*weight"]}',
+    'sparsify{pattern=2:4,refit=2,bias=true,match=auto,batchnorm=true,permute=true,reconstruct=4,targets=["*weight"]}',
     "channels{amount=0.5,match=dense,batchnorm=true,reconstruct=4}",
 )
 
@@ -34,14 +34,6 @@ def network() -> Graph:
 
 def run(graph: Graph, text: str, kept: Path | None, batches: list[dict[str, Tensor]] = BATCHES) -> Outcome:
     return run_pipeline(graph, [parse_pass(text)], Context(lambda n: batches, kept=kept))[0]
-
-
-def state(graph: Graph) -> dict[str, Tensor]:
-    return {name: x.detach().clone() for name, x in graph.module.state_dict().items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return all(torch.equal(x, other[name]) for name, x in one.items())
 
 
 class Killed(Exception):

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compressor.errors import DataError
 from compressor.graph import Feeds, Graph, Port, lower
@@ -15,23 +14,9 @@ from compressor.passes.fit import Fit
 from compressor.passes.masks import nm_fraction
 from compressor.passes.objectives import divergence
 from compressor.pipeline import Context, Outcome, parse_pass, run_pipeline
-from tests.compressor.tiny import graph_of, normal
+from tests.compressor.tiny import Compute, graph_of, normal, residual, same, state
 
 STEPS = 60
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm, self.fc, self.out = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.out(F.gelu(self.fc(self.norm(x))))
-
-
-def blocks() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(*(Block() for _ in range(3)), nn.Linear(16, 4))
 
 
 def convolutions() -> nn.Module:
@@ -54,28 +39,19 @@ def far(graph: Graph, dense: Callable[[Tensor], Tensor], X: Tensor, is_logits: b
     return float(divergence(made, wanted, 1.0) if is_logits else (made - wanted).square().mean())
 
 
-def state(graph: Graph) -> dict[str, Tensor]:
-    return {name: x.detach().clone() for name, x in graph.module.state_dict().items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in one.items())
-
-
 @pytest.mark.parametrize("is_logits", [True, False])
 def test_new_samples_come_out_nearer_to_the_dense_model_and_the_pattern_is_kept(is_logits):
     X, errors = normal(500, 16, seed=99), []
     for steps in (0, STEPS):
-        graph, dense = graph_of(blocks(), normal(4, 16)), blocks()
+        graph, dense = graph_of(residual(), normal(4, 16)), residual()
         outcome = pruned(graph, f"reconstruct={steps}", batches(64, 64), is_logits=is_logits)
         errors.append(far(graph, dense, X, is_logits))
     assert errors[1] < 0.7 * errors[0]
     for site in graph.sites:
         if site.name in {row.site for row in outcome.of("changed")}:
             assert nm_fraction(site.weight.detach(), 2, 4) == (128, 128)
-    assert outcome.notes[-1].startswith(
-        f"reconstruct: all weights learned from the dense model for {STEPS} steps on 128 "
-    )
+    assert f"learned from the dense model for {STEPS} steps on 128 calibration samples;" in outcome.notes[-1]
+    assert ("divergence in nats" if is_logits else "squared error") in outcome.notes[-1]
 
 
 def test_weights_that_are_not_named_and_statistics_of_batch_normalizations_stay():
@@ -89,7 +65,7 @@ def test_weights_that_are_not_named_and_statistics_of_batch_normalizations_stay(
 
 
 def test_a_model_that_asks_for_no_gradients_learns_as_well():
-    models = blocks(), blocks().requires_grad_(False)
+    models = residual(), residual().requires_grad_(False)
     graphs = [graph_of(model, normal(4, 16)) for model in models]
     for graph in graphs:
         pruned(graph, "reconstruct=4", batches(40))
@@ -97,7 +73,7 @@ def test_a_model_that_asks_for_no_gradients_learns_as_well():
 
 
 def test_the_same_seed_gives_the_same_bytes():
-    graphs = [graph_of(blocks(), normal(4, 16)) for _ in range(2)]
+    graphs = [graph_of(residual(), normal(4, 16)) for _ in range(2)]
     for graph in graphs:
         pruned(graph, "reconstruct=6", batches(40))
     assert same(*map(state, graphs))
@@ -105,7 +81,7 @@ def test_the_same_seed_gives_the_same_bytes():
 
 def test_steps_that_do_harm_are_taken_back(monkeypatch):
     monkeypatch.setattr(distill, "RATE", 1e4)
-    plain, harmed = (graph_of(blocks(), normal(4, 16)) for _ in range(2))
+    plain, harmed = (graph_of(residual(), normal(4, 16)) for _ in range(2))
     pruned(plain, "reconstruct=0", batches(40))
     outcome = pruned(harmed, "reconstruct=8", batches(40))
     assert same(state(plain), state(harmed))
@@ -114,7 +90,7 @@ def test_steps_that_do_harm_are_taken_back(monkeypatch):
 
 def test_a_batch_is_cut_into_pieces_from_all_over_it_and_what_its_samples_share_stays_whole(monkeypatch):
     monkeypatch.setattr(distill, "ROWS", 8)
-    graph = graph_of(blocks(), normal(4, 16))
+    graph = graph_of(residual(), normal(4, 16))
     given: list[Feeds] = [{"x0": torch.arange(20.0)[:, None].expand(20, 16), "scale": torch.ones(())}, *batches(44)]
     pieces = distill.Pieces.of(graph, given)
     assert pieces.at_step == 1
@@ -131,12 +107,19 @@ def test_a_step_learns_from_an_eighth_of_the_samples_at_most_and_large_outputs_g
     monkeypatch, n, most_values, expected
 ):
     monkeypatch.setattr(distill, "MOST_VALUES", most_values)
-    pieces = distill.Pieces.of(graph_of(blocks(), normal(4, 16)), batches(n))
+    pieces = distill.Pieces.of(graph_of(residual(), normal(4, 16)), batches(n))
     assert (len(pieces.feeds[0]["x0"]), pieces.at_step) == expected
 
 
+def test_a_graph_that_views_its_input_is_given_pieces_that_can_be_viewed():
+    model = Compute(lambda self, x: (x.view(-1, 16) @ self.w).view(*x.shape[:-1], 4), w=normal(16, 4))
+    graph = graph_of(model, normal(2, 5, 16))
+    given = batches(40, shape=(5, 16))
+    assert "40 calibration samples" in pruned(graph, "reconstruct=2,targets=[w]", given).notes[-1]
+
+
 def test_batches_of_other_lengths_are_learned_from_as_well():
-    model, axes = blocks().eval(), {0: "batch", 1: "length"}
+    model, axes = residual().eval(), {0: "batch", 1: "length"}
     example = {"x0": normal(2, 5, 16)}
     graph = lower(model, lambda x: (model(x),), example, (Port("x0", axes),), (Port("y", axes),))
     given = [{"x0": normal(16, length, 16, seed=length)} for length in (3, 5, 9)]
@@ -144,13 +127,13 @@ def test_batches_of_other_lengths_are_learned_from_as_well():
 
 
 def test_an_eighth_is_held_out_and_of_many_samples_less():
-    graph = graph_of(blocks(), normal(4, 16))
+    graph = graph_of(residual(), normal(4, 16))
     assert distill.Pieces.of(graph, batches(64)).held_out == 1 / 8
     assert distill.Pieces.of(graph, batches(80_000)).held_out == 8192 / 80_000
 
 
 def test_a_graph_that_takes_one_number_of_samples_learns_from_whole_batches():
-    graph = graph_of(blocks(), normal(8, 16), dynamic=[{}])
+    graph = graph_of(residual(), normal(8, 16), dynamic=[{}])
     pieces = distill.Pieces.of(graph, batches(8, 8, 8))
     assert [len(piece["x0"]) for piece in pieces.feeds] == [8, 8, 8]
     assert pieces.at_step == 1
@@ -158,8 +141,8 @@ def test_a_graph_that_takes_one_number_of_samples_learns_from_whole_batches():
 
 
 def test_one_sample_cannot_be_learned_from_and_held_out():
-    graph = graph_of(blocks(), normal(4, 16))
-    with pytest.raises(DataError, match=r"distilling needs samples(.|\n)*1 calibration samples(.|\n)*--through blocks"):
+    graph = graph_of(residual(), normal(4, 16))
+    with pytest.raises(DataError, match=r"distilling needs samples(.|\n)*1 calibration samples(.|\n)*--reconstruct 0"):
         pruned(graph, "reconstruct=4", batches(1))
 
 
@@ -167,7 +150,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, monk
     class Killed(Exception):
         pass
 
-    whole, again = (graph_of(blocks(), normal(4, 16)) for _ in range(2))
+    whole, again = (graph_of(residual(), normal(4, 16)) for _ in range(2))
     expected = pruned(whole, "reconstruct=16", batches(64))
     step, taken = Fit._descend, []
 
@@ -183,15 +166,15 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(Fit, "_descend", dies_at(11))
         with pytest.raises(Killed):
-            pruned(graph_of(blocks(), normal(4, 16)), "reconstruct=16", batches(64), kept=tmp_path)
+            pruned(graph_of(residual(), normal(4, 16)), "reconstruct=16", batches(64), kept=tmp_path)
         taken.clear()
         patch.setattr(Fit, "_descend", dies_at(99))
         assert pruned(again, "reconstruct=16", batches(64), kept=tmp_path).notes == expected.notes
     assert taken == [10, 11, 12, 13, 14, 15]
     assert same(state(whole), state(again))
-    other = graph_of(blocks(), normal(4, 16))
+    other = graph_of(residual(), normal(4, 16))
     pruned(other, "reconstruct=14", batches(64), kept=tmp_path)  # its own steps, not those that are kept
-    fresh = graph_of(blocks(), normal(4, 16))
+    fresh = graph_of(residual(), normal(4, 16))
     pruned(fresh, "reconstruct=14", batches(64))
     assert same(state(fresh), state(other))
 
@@ -199,8 +182,8 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_bytes(tmp_path, monk
 @pytest.mark.parametrize(
     ("make", "shape", "target", "expected"),
     [
-        (blocks, (5, 16), "1.fc.weight", "model"),
-        (blocks, (16,), "1.fc.weight", "blocks"),
+        (residual, (5, 16), "1.fc.weight", "model"),
+        (residual, (16,), "1.fc.weight", "blocks"),
         (convolutions, (4, 6, 6), "3.weight", "blocks"),
     ],
 )

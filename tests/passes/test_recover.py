@@ -19,7 +19,7 @@ from compressor.passes.student import Student
 from compressor.passes.train_mode import Runner
 from compressor.pipeline import Context, Pass, format_pass, parse_pass, run_pipeline
 from compressor.source import Training
-from tests.compressor.tiny import Compute, graph_of, normal
+from tests.compressor.tiny import Compute, graph_of, normal, same, state
 from tests.trained import lowered, restored
 
 CPU = torch.device("cpu")
@@ -99,14 +99,6 @@ def learned(fit: Fit) -> dict[str, Tensor]:
 
 def zeros(graph: Graph) -> dict[str, Tensor]:
     return {site.name: site.weight.detach() == 0 for site in graph.sites}
-
-
-def state(graph: Graph) -> dict[str, Tensor]:
-    return {name: x.detach().clone() for name, x in graph.module.state_dict().items()}
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in one.items())
 
 
 # *** zeros ***

@@ -18,7 +18,7 @@ from compressor.passes.methods import METHODS
 from compressor.passes.sparsify import Sparsify
 from compressor.pattern import NM, parse_pattern
 from compressor.pipeline import Context, Outcome, Row, parse_pass, run_pipeline
-from tests.compressor.tiny import Compute, graph_of, normal
+from tests.compressor.tiny import Compute, graph_of, normal, residual
 from tests.trained import lowered, restored
 
 PATTERNS = ("2:4", "1:4", "3:4", "4:8", "0.5", "0.7")
@@ -177,8 +177,8 @@ def test_a_global_ratio_takes_more_from_the_smaller_weights_and_is_exact_over_al
         ("sparsify{pattern=0.96,scope=loss}", "scope=loss cannot remove 96.0% of all weights"),
         ("sparsify{pattern=0.5,method=wand}", "unknown method 'wand'"),
         ("sparsify{pattern=0.5,scope=globl}", "unknown scope 'globl'"),
-        ("sparsify{pattern=0.5,refit=-1}", "damping and reconstruct cannot be negative"),
-        ("sparsify{pattern=0.5,reconstruct=-1}", "damping and reconstruct cannot be negative"),
+        ("sparsify{pattern=0.5,refit=-1}", "refit, loss_refit, damping and reconstruct cannot be negative"),
+        ("sparsify{pattern=0.5,reconstruct=-1}", "refit, loss_refit, damping and reconstruct cannot be negative"),
         ("sparsify{pattern=0.5,through=layers}", "unknown through 'layers'"),
         ("sparsify{pattern=0.5,match=dence}", "unknown match 'dence'"),
         ("sparsify{pattern=0.5,samples=0}", "samples and iterations are at least 1"),
@@ -339,22 +339,6 @@ def test_a_bias_that_something_else_reads_too_stays_as_it_is():
 
 
 # *** dense targets and reconstruction ***
-
-
-class Residual(nn.Module):
-    """What is between its two weights cannot be made up for by either of them alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.norm, self.fc, self.out = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.out(F.gelu(self.fc(self.norm(x))))
-
-
-def residual() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(*(Residual() for _ in range(3)), nn.Linear(16, 4))
 
 
 def output_error(options: str) -> tuple[float, dict[str, Row], nn.Module]:
